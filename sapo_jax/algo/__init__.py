@@ -1,0 +1,1 @@
+"""The maths of the update as pure functions on arrays: advantages, log-probs, losses."""

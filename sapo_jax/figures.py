@@ -1,0 +1,310 @@
+"""The curves of a run: metrics by name and node, and the figures drawn from them.
+
+Pure functions from records to matplotlib figures; nothing is read or written here. What a run did
+not log is left out of the figure, and a figure without data is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sapo_jax.metrics import Record
+
+PASS_AT_1 = "eval/strict_pass_at_1"
+
+# Okabe and Ito's palette, told apart with every common color vision, its yellow (too pale for lines) replaced by
+# wine; the mean is drawn in black.
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#999999")
+_MEAN_COLOR = "#111111"
+_MOST_LISTED_NODES = 8  # more are drawn in gray and not listed in the legend
+_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g}%")
+_SMOOTH_FROM_ROUNDS = 60  # from here on a running mean is drawn over the raw values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """Values of one metric over rounds: rounds [n] int, values [n] float, finite."""
+
+    rounds: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """The metrics of a run by name and node.
+
+    `nodes` lists the nodes that logged anything, rising. `curves[name][node]` is a curve; node None
+    is the swarm, or the mean over nodes where the swarm logged nothing.
+    """
+
+    nodes: tuple[int, ...]
+    curves: Mapping[str, Mapping[int | None, Curve]]
+
+    def curve(self, name: str, node: int | None = None) -> Curve | None:
+        return self.curves.get(name, {}).get(node)
+
+
+def build_history(records: Sequence[Record]) -> History:
+    """Returns the curves in `records`; of two values for one round, node and metric the later counts."""
+    raw: dict[str, dict[int | None, dict[int, float]]] = {}
+    for record in records:
+        for name, value in record.metrics.items():
+            if math.isfinite(value):
+                raw.setdefault(name, {}).setdefault(record.node, {})[record.round] = value
+    for per_node in raw.values():
+        if None not in per_node:
+            rounds = sorted({round for values in per_node.values() for round in values})
+            per_node[None] = {r: float(np.mean([v[r] for v in per_node.values() if r in v])) for r in rounds}
+    nodes = {record.node for record in records if record.node is not None}
+    return History(
+        nodes=tuple(sorted(nodes)),
+        curves={name: {node: _curve(values) for node, values in per_node.items()} for name, per_node in raw.items()},
+    )
+
+
+def _curve(values: Mapping[int, float]) -> Curve:
+    rounds = sorted(values)
+    return Curve(rounds=np.array(rounds, np.int64), values=np.array([values[r] for r in rounds], np.float64))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Panel:
+    """One set of axes: a title, its y label, and the metrics drawn in it with their labels."""
+
+    title: str
+    unit: str
+    metrics: Mapping[str, str]
+    is_share: bool = False  # a share of one, shown in percent
+    from_zero: bool = True  # never negative: the scale starts at zero
+
+
+def _rewards(history: History) -> Figure | None:
+    panels = (
+        _Panel(title="Own rollouts", unit="mean reward", metrics={"reward/own_mean": "mean"}),
+        _Panel(title="Training set (external included)", unit="mean reward", metrics={"reward/train_mean": "mean"}),
+        _Panel(title="Held-out questions", unit="mean score", metrics={"eval/score_mean": "mean"}),
+    )
+    return _figure(history, panels, per_node=True, share_scale=True)
+
+
+def _evaluation(history: History) -> Figure | None:
+    panels = (
+        _Panel(title="Strict pass@1, held-out", unit="questions solved", metrics={PASS_AT_1: "mean"}, is_share=True),
+        _Panel(
+            title="Strict pass@8, held-out",
+            unit="questions solved",
+            metrics={"eval/strict_pass_at_8": "mean"},
+            is_share=True,
+        ),
+        _Panel(title="Format rate, held-out", unit="completions", metrics={"eval/format_rate": "mean"}, is_share=True),
+    )
+    return _figure(history, panels, per_node=True)
+
+
+def _groups(history: History) -> Figure | None:
+    panels = (
+        _Panel(
+            title="Informative groups",
+            unit="share of the groups trained on",
+            metrics={"groups/informative_frac": "mean"},
+            is_share=True,
+        ),
+        _Panel(
+            title="External groups trained on", unit="groups per node and round", metrics={"groups/external": "mean"}
+        ),
+    )
+    return _figure(history, panels, per_node=True)
+
+
+def _policy(history: History) -> Figure | None:
+    logprobs = {"policy/own_logprob_mean": "own text", "policy/external_logprob_mean": "external text"}
+    panels = (
+        _Panel(title="Entropy of the policy", unit="nats per token", metrics={"policy/entropy": "mean"}),
+        _Panel(title="Log-probability of trained text", unit="nats per token", metrics=logprobs, from_zero=False),
+    )
+    return _figure(history, panels, per_node=False)
+
+
+def _cost(history: History) -> Figure | None:
+    times = {"time/sample_s": "sampling", "time/update_s": "update", "time/round_s": "whole round"}
+    tokens = {"tokens/generated": "generated", "tokens/trained": "trained"}
+    panels = (
+        _Panel(title="Time", unit="seconds per round", metrics=times),
+        _Panel(title="Tokens", unit="tokens per round", metrics=tokens),
+    )
+    return _figure(history, panels, per_node=False)
+
+
+def _specialties(history: History) -> Figure | None:
+    rows = []
+    for name, specialty in specialty_metrics(history).items():
+        curve = history.curve(name)
+        if curve is not None:
+            rows.append((specialty, curve.values[0], curve.values[-1], curve.rounds[0], curve.rounds[-1]))
+    if not rows:
+        return None
+    rows.sort(key=lambda row: row[2])
+    figure = Figure(
+        figsize=(8.5, 1.3 + 0.38 * len(rows)), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09), dpi=130
+    )
+    axes = figure.add_subplot()
+    heights = np.arange(len(rows))
+    first, last = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
+    axes.hlines(heights, first, last, color="#bbbbbb", linewidth=2.5, zorder=1)
+    first_round, last_round = min(row[3] for row in rows), max(row[4] for row in rows)
+    axes.scatter(
+        first,
+        heights,
+        s=45,
+        facecolor="white",
+        edgecolor=_COLORS[0],
+        linewidth=1.6,
+        zorder=3,
+        label=f"round {first_round}",
+    )
+    if last_round != first_round:
+        axes.scatter(last, heights, s=45, color=_COLORS[5], zorder=2, label=f"round {last_round}")
+    axes.set_yticks(heights, [row[0] for row in rows], parse_math=False)  # a name is no formula
+    axes.set_xlim(left=0, right=max(0.05, 1.08 * max(first.max(), last.max())))
+    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.set_xlabel("strict pass@1, held-out (mean over nodes)")
+    _dress(axes, "Each specialty, first and last evaluation")
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def _figure(history: History, panels: Sequence[_Panel], *, per_node: bool, share_scale: bool = False) -> Figure | None:
+    """Returns a row of the panels that have data, or None if none has."""
+    shown = [panel for panel in panels if any(history.curve(name) is not None for name in panel.metrics)]
+    if not shown:
+        return None
+    figure = Figure(figsize=(4.3 * len(shown), 3.4), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09), dpi=130)
+    row = figure.subplots(1, len(shown), squeeze=False, sharey=share_scale)[0]
+    for axes, panel in zip(row, shown, strict=True):
+        if per_node:
+            _draw_nodes(axes, history, next(iter(panel.metrics)))
+        else:
+            _draw_metrics(axes, history, panel.metrics)
+        _dress(axes, panel.title)
+        _dress_rounds(axes, history, panel)
+        if not share_scale or axes is row[0] or panel.unit != shown[0].unit:
+            axes.set_ylabel(panel.unit)
+        if panel.is_share:
+            axes.yaxis.set_major_formatter(_PERCENT)
+    for axes, panel in zip(row, shown, strict=True):  # once all is drawn: setting one end fixes the other
+        if panel.from_zero:
+            axes.set_ylim(bottom=0)
+    handles, labels = row[0].get_legend_handles_labels()
+    if per_node and len(labels) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 9), frameon=False, fontsize=8)
+    if not per_node:
+        for axes, panel in zip(row, shown, strict=True):
+            if len(panel.metrics) > 1:
+                axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_nodes(axes: Axes, history: History, name: str) -> None:
+    listed = len(history.nodes) <= _MOST_LISTED_NODES
+    several = len(history.nodes) > 1
+    for index, node in enumerate(history.nodes):
+        curve = history.curve(name, node)
+        if curve is not None:
+            color = _COLORS[index] if listed else "#bbbbbb"
+            _plot(axes, curve, color, f"node {node}" if listed else None, width=1.0, is_thin=several)
+    mean = history.curve(name)
+    if mean is not None and (several or not history.nodes or history.curve(name, history.nodes[0]) is None):
+        _plot(axes, mean, _MEAN_COLOR, "mean", width=2.2)
+
+
+def _draw_metrics(axes: Axes, history: History, metrics: Mapping[str, str]) -> None:
+    for (name, label), color in zip(metrics.items(), (_COLORS[0], _COLORS[5], _COLORS[2]), strict=False):
+        curve = history.curve(name)
+        if curve is not None:
+            _plot(axes, curve, color, label, width=1.8)
+
+
+def _plot(axes: Axes, curve: Curve, color: str, label: str | None, *, width: float, is_thin: bool = False) -> None:
+    """Draws one curve; a long one faint, with its running mean over it."""
+    count = curve.rounds.size
+    marker = "o" if count <= 20 else None
+    alpha = 0.75 if is_thin else 1.0
+    if count < _SMOOTH_FROM_ROUNDS:
+        axes.plot(
+            curve.rounds,
+            curve.values,
+            color=color,
+            linewidth=width,
+            alpha=alpha,
+            label=label,
+            marker=marker,
+            markersize=3.5,
+        )
+        return
+    if not is_thin:
+        axes.plot(curve.rounds, curve.values, color=color, linewidth=0.7, alpha=0.25)
+    axes.plot(curve.rounds, _running_mean(curve.values), color=color, linewidth=width, alpha=alpha, label=label)
+
+
+def _reach(count: int) -> int:
+    """Returns how many values to each side a running mean takes in: a 20th of the curve in all."""
+    return max(count // 40, 1)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Returns the mean over a window centered at each value, cut at the ends."""
+    reach = _reach(values.size)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(values.size)
+    low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, values.size)
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _dress_rounds(axes: Axes, history: History, panel: _Panel) -> None:
+    curves = [curve for name in panel.metrics if (curve := history.curve(name)) is not None]
+    longest = max(curve.rounds.size for curve in curves)
+    smoothed = f", running mean over {2 * _reach(longest) + 1}" if longest >= _SMOOTH_FROM_ROUNDS else ""
+    axes.set_xlabel(f"round{smoothed}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
+    if longest == 1:
+        only = int(curves[0].rounds[0])
+        axes.set_xlim(only - 1, only + 1)
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10.5, loc="left", fontweight="bold")
+    axes.grid(color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9)
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(side == "bottom")
+        axes.spines[side].set_color("#888888")
+
+
+def specialty_metrics(history: History) -> dict[str, str]:
+    """Returns the metrics `eval/<specialty>/strict_pass_at_1` and their specialties."""
+    parts = {name: name.split("/") for name in history.curves}
+    return {
+        name: part[1]
+        for name, part in sorted(parts.items())
+        if len(part) == 3 and part[0] == "eval" and part[2] == "strict_pass_at_1"
+    }
+
+
+FIGURES: Mapping[str, Callable[[History], Figure | None]] = {
+    "evaluation": _evaluation,
+    "rewards": _rewards,
+    "specialties": _specialties,
+    "groups": _groups,
+    "policy": _policy,
+    "cost": _cost,
+}

@@ -1,0 +1,248 @@
+"""The host: device arrays of M nodes of one architecture, and the compiled sampler and update.
+
+Arrays carry a leading node axis. The nodes are cut into programs of `nodes_per_program` nodes that
+are computed together in one compiled call; all programs share one compilation. Text, tasks and the
+exchange are unknown here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sapo_jax.algo.losses import MetricSums
+from sapo_jax.config import LearnerConfig, SapoConfig
+from sapo_jax.learner.optimizer import make_optimizer
+from sapo_jax.learner.step import Batch, TrainState, init_state, update
+from sapo_jax.models import sharding
+from sapo_jax.models.architecture import DecoderConfig
+from sapo_jax.models.decoder import Params
+from sapo_jax.models.node_axis import over_nodes
+from sapo_jax.sampling.decode import Prompts, Samples, sample
+from sapo_jax.text.encode import EncodedPrompts
+
+NodeMetrics = dict[str, float]
+
+
+class SampledRow(NamedTuple):
+    """One completion as tokens: ids with the end token if `stopped`, and the log-prob of each."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stopped: bool
+
+
+class Host:
+    """Owns the train states of M nodes and the functions compiled for them."""
+
+    def __init__(
+        self,
+        config: SapoConfig,
+        model: DecoderConfig,
+        params: Params,
+        *,
+        end_id: int,
+        dtype: jnp.dtype,
+        nodes_per_program: int,
+    ) -> None:
+        """Starts every node from `params` (one node, no node axis)."""
+        self.model = model
+        self.config = config
+        self.traces: Counter[str] = Counter()
+        self._end_id = end_id
+        self._dtype = dtype
+        self._per_program = nodes_per_program
+        self._mesh = sharding.make_mesh(
+            node=config.host.mesh_node,
+            data=config.host.mesh_data,
+            fsdp=config.host.mesh_fsdp,
+            tensor=config.host.mesh_tensor,
+        )
+        self._optimizer = _optimizer(config.learner, config.rounds)
+        self._sampler = jax.jit(self._sample, static_argnames=("group_size",))
+        self._updater = jax.jit(self._update, donate_argnums=0)
+        self._supervisor = jax.jit(self._supervise, donate_argnums=0)
+        placed = [self._place_params(params) for _ in range(config.nodes // nodes_per_program)]
+        self.states = [self._fresh_state(program) for program in placed]
+        # The cold start is deterministic, so the reference of a resumed run is what `restart_optimizer` set.
+        self._reference = placed[0] if config.learner.kl_coef > 0 else None
+
+    @property
+    def nodes(self) -> int:
+        """M."""
+        return self.config.nodes
+
+    def params_of(self, node: int) -> Params:
+        """Returns the parameters of one node, without node axis."""
+        program, row = divmod(node, self._per_program)
+        return jax.tree.map(lambda x: x[row], self.states[program].params)
+
+    def sample(
+        self, prompts: Sequence[EncodedPrompts], seeds: Sequence[int], temperature: float, *, group_size: int
+    ) -> list[list[list[SampledRow]]]:
+        """Returns `group_size` completions for each question of each node: [M][Q][G].
+
+        Args:
+            prompts: one batch [Q, P] per node, left-padded, all of the same shape.
+            seeds: M uint32 seeds.
+            temperature: 0 asks for the likeliest token each time.
+        """
+        nodes: list[list[list[SampledRow]]] = []
+        pending = []
+        for program, state in enumerate(self.states):
+            rows = slice(program * self._per_program, (program + 1) * self._per_program)
+            batch = Prompts(
+                tokens=np.stack([p.tokens for p in prompts[rows]]),
+                mask=np.stack([p.prompt_mask for p in prompts[rows]]),
+                positions=np.stack([p.prompt_positions for p in prompts[rows]]),
+            )
+            batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
+            seed = jnp.asarray(np.asarray(seeds[rows], np.uint32))
+            pending.append(self._sampler(state.params, batch, seed, jnp.float32(temperature), group_size=group_size))
+        for samples in pending:
+            nodes.extend(_rows(jax.device_get(samples)))
+        return nodes
+
+    def update(self, batches: Sequence[Batch]) -> list[NodeMetrics]:
+        """Applies one update to every node, `batches[n]` to node n, and returns each node's metrics.
+
+        All batches have the same shapes, as numpy arrays.
+        """
+        pending = []
+        for program, stacked in enumerate(self._stack(batches)):
+            self.states[program], sums = self._updater(self.states[program], stacked, self._reference)
+            pending.append(sums)
+        metrics: list[NodeMetrics] = []
+        for sums in pending:
+            metrics.extend(_means(jax.device_get(sums), self._per_program))
+        return metrics
+
+    def supervise(self, batches: Sequence[Batch]) -> None:
+        """Applies one supervised step to every node: every completion of its batch is a target."""
+        for program, stacked in enumerate(self._stack(batches)):
+            self.states[program] = self._supervisor(self.states[program], stacked)
+
+    def restart_optimizer(self) -> None:
+        """Forgets the optimizer's moments and counts; parameters stay."""
+        self.states = [self._fresh_state(state.params) for state in self.states]
+
+    def _sample(
+        self, params: Params, prompts: Prompts, seeds: jax.Array, temperature: jax.Array, *, group_size: int
+    ) -> Samples:
+        self.traces["sample"] += 1
+        settings = self.config.sampling
+        return sample(
+            self.model,
+            params,
+            prompts,
+            seeds,
+            temperature,
+            end_id=self._end_id,
+            group_size=group_size,
+            max_new_tokens=settings.max_new_tokens,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            dtype=self._dtype,
+        )
+
+    def _update(self, state: TrainState, batch: Batch, reference: Params | None) -> tuple[TrainState, MetricSums]:
+        self.traces["update"] += 1
+        one_node = partial(
+            update,
+            model=self.model,
+            settings=self.config.learner,
+            optimizer=self._optimizer,
+            temperature=self.config.sampling.temperature,
+            dtype=self._dtype,
+        )
+        return over_nodes(one_node)(state, batch, reference)
+
+    def _supervise(self, state: TrainState, batch: Batch) -> TrainState:
+        self.traces["supervise"] += 1
+        settings = LearnerConfig(learning_rate=self.config.cold_start.learning_rate, remat=self.config.learner.remat)
+        optimizer = _optimizer(settings, rounds=0)
+
+        def one_node(state: TrainState, batch: Batch) -> TrainState:
+            advantages = batch.valid.astype(jnp.float32)
+            return update(
+                state,
+                batch,
+                None,
+                model=self.model,
+                settings=settings,
+                optimizer=optimizer,
+                temperature=1.0,
+                dtype=self._dtype,
+                advantages=advantages,
+            )[0]
+
+        return over_nodes(one_node)(state, batch)
+
+    def _stack(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Returns one device batch [M', ...] per program."""
+        stacked = []
+        for first in range(0, self.nodes, self._per_program):
+            rows = batches[first : first + self._per_program]
+            arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+            stacked.append(jax.device_put(arrays, sharding.batch_sharding(self._mesh)))
+        return stacked
+
+    def _place_params(self, params: Params) -> Params:
+        """Returns `params` [M', ...] for one program of M' nodes, on its devices."""
+        shardings = sharding.param_shardings(self.model, self._mesh)
+        stacked = jax.tree.map(lambda x: np.broadcast_to(x, (self._per_program, *x.shape)), params)
+        return jax.device_put(stacked, shardings)
+
+    def _fresh_state(self, params: Params) -> TrainState:
+        """Returns the state of one program's nodes with an optimizer that has seen nothing."""
+        shardings = sharding.param_shardings(self.model, self._mesh)
+        initialize = over_nodes(partial(init_state, optimizer=self._optimizer))
+        layout = sharding.like_params(jax.eval_shape(initialize, params), shardings, self._mesh)
+        return jax.jit(initialize, out_shardings=layout)(params)
+
+
+def _optimizer(settings: LearnerConfig, rounds: int) -> optax.GradientTransformation:
+    return make_optimizer(
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        warmup_rounds=settings.warmup_rounds,
+        rounds=rounds,
+        inner_epochs=settings.inner_epochs,
+        optimizer=settings.optimizer,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+    )
+
+
+def _rows(samples: Samples) -> list[list[list[SampledRow]]]:
+    """Returns numpy samples [M, Q, G, C] as nested lists, cut to their lengths."""
+
+    def row(index: tuple[int, ...]) -> SampledRow:
+        length = int(samples.lengths[index])
+        return SampledRow(
+            tuple(samples.tokens[index][:length].tolist()),
+            tuple(samples.logprobs[index][:length].tolist()),
+            bool(samples.stopped[index]),
+        )
+
+    m, q, g = samples.lengths.shape
+    return [[[row((i, j, k)) for k in range(g)] for j in range(q)] for i in range(m)]
+
+
+def _means(sums: MetricSums, nodes: int) -> list[NodeMetrics]:
+    """Returns one dict a node of total / count, leaving out what nothing was counted for."""
+    return [
+        {name: float(total[n] / count[n]) for name, (total, count) in sums.items() if count[n] > 0}
+        for n in range(nodes)
+    ]

@@ -1,0 +1,1 @@
+"""The update: batches, optimizer, and one jitted step."""

@@ -1,0 +1,230 @@
+"""One update of one node: `(state, batch) -> (state, metrics)`, pure, to be jitted and mapped over nodes.
+
+Every prompt is computed once and shared by its G completions; micro-batches are cut by groups and
+share the whole batch's denominator, so cutting changes memory and nothing else.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sapo_jax.algo.advantages import drop_truncated_positives, group_advantages, informative_groups
+from sapo_jax.algo.logprobs import chunked_token_logprobs
+from sapo_jax.algo.losses import MetricSums, loss_denominator, policy_loss
+from sapo_jax.algo.shapes import check_shapes
+from sapo_jax.config import LearnerConfig
+from sapo_jax.models.architecture import DecoderConfig
+from sapo_jax.models.decoder import Params, bind
+from sapo_jax.models.forward import shared_prompt_hidden
+
+
+class TrainState(NamedTuple):
+    """What an update changes: float32 master parameters, optimizer moments, updates applied [] int32."""
+
+    params: Params
+    opt_state: Any
+    updates: jax.Array
+
+
+class Batch(NamedTuple):
+    """The training set of one update: I own and up to J external groups, padded to fixed shapes.
+
+    prompt_tokens, prompt_positions [Q, P] int32 and prompt_mask [Q, P] bool, left-padded;
+    completion_tokens [Q, G, C] int32 right-padded, end token included; completion_mask [Q, G, C]
+    bool; rewards [Q, G] float32; valid [Q, G] bool, False for rows that only fill the shape;
+    truncated [Q, G] bool, cut by the token limit; external [Q] bool.
+    """
+
+    prompt_tokens: jax.Array
+    prompt_positions: jax.Array
+    prompt_mask: jax.Array
+    completion_tokens: jax.Array
+    completion_mask: jax.Array
+    rewards: jax.Array
+    valid: jax.Array
+    truncated: jax.Array
+    external: jax.Array
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state of a node that has not learned yet."""
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def batch_logprobs(
+    model: DecoderConfig,
+    params: Params,
+    batch: Batch,
+    *,
+    temperature: float,
+    logit_chunk_tokens: int,
+    dtype: jnp.dtype = jnp.float32,
+    remat: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probs and entropies [Q, G, C] of the completion tokens under `params`."""
+    sizes = check_shapes(
+        prompt_tokens=(batch.prompt_tokens, "Q P"),
+        prompt_positions=(batch.prompt_positions, "Q P"),
+        prompt_mask=(batch.prompt_mask, "Q P"),
+        completion_tokens=(batch.completion_tokens, "Q G C"),
+        completion_mask=(batch.completion_mask, "Q G C"),
+    )
+    shape = (sizes["Q"], sizes["G"], sizes["C"])
+    # Completion token c is predicted from the token before it: the prompt's last one opens the row.
+    first = jnp.broadcast_to(batch.prompt_tokens[:, -1:, None], (*shape[:2], 1))
+    inputs = jnp.concatenate([first, batch.completion_tokens[..., :-1]], axis=-1)  # [Q, G, C]
+    offsets = jnp.arange(shape[2], dtype=batch.prompt_positions.dtype)[None, None]
+    positions = jnp.broadcast_to(batch.prompt_positions[:, -1, None, None] + offsets, shape)
+    hidden = shared_prompt_hidden(
+        model,
+        params,
+        batch.prompt_tokens[:, :-1],
+        batch.prompt_positions[:, :-1],
+        batch.prompt_mask[:, :-1],
+        inputs,
+        positions,
+        dtype=dtype,
+        remat=remat,
+    )
+    logprobs, entropies = chunked_token_logprobs(
+        bind(model, params).logits,
+        hidden.reshape(-1, hidden.shape[-1]),  # [Q * G * C, D]
+        batch.completion_tokens.reshape(-1),
+        chunk=logit_chunk_tokens,
+        temperature=temperature,
+    )
+    return logprobs.reshape(shape), entropies.reshape(shape)
+
+
+def advantages_of(batch: Batch, settings: LearnerConfig) -> jax.Array:
+    """Returns the advantage [Q, G] float32 of every completion; fillers get zero."""
+    advantages = group_advantages(
+        batch.rewards, batch.valid, use_std=settings.advantage_std, std_floor=settings.advantage_std_floor
+    )
+    return advantages if settings.allow_truncated_positive else drop_truncated_positives(advantages, batch.truncated)
+
+
+def update(
+    state: TrainState,
+    batch: Batch,
+    reference: Params | None,
+    *,
+    model: DecoderConfig,
+    settings: LearnerConfig,
+    optimizer: optax.GradientTransformation,
+    temperature: float,
+    dtype: jnp.dtype = jnp.float32,
+    advantages: jax.Array | None = None,
+) -> tuple[TrainState, MetricSums]:
+    """Returns the state after `settings.inner_epochs` steps on `batch`, and metrics as (sum, count).
+
+    Args:
+        reference: parameters of the KL penalty's reference; needed when `settings.kl_coef` > 0.
+        temperature: of the sampler; log-probs are those of the tempered distribution.
+        advantages: [Q, G] to be used instead of group-relative ones (supervised steps: all one).
+
+    A group without any advantage has no gradient and is not computed (unless the KL penalty gives
+    it one); `policy/*` metrics are means over the groups computed. A step whose gradient is not
+    finite changes nothing and counts in `learner/skipped_updates`.
+    """
+    if advantages is None:
+        advantages = advantages_of(batch, settings)
+    informative = informative_groups(advantages)
+    score = partial(
+        batch_logprobs,
+        model,
+        temperature=temperature,
+        logit_chunk_tokens=settings.logit_chunk_tokens,
+        dtype=dtype,
+    )
+    micro_groups = settings.micro_batch_groups or batch.rewards.shape[0]
+    rows = _Rows(batch, advantages, None, None)
+    micro = jax.tree.map(lambda x: x.reshape(-1, micro_groups, *x.shape[1:]), rows)  # [Q / m, m, ...]
+    if settings.inner_epochs > 1:
+        micro = micro._replace(old_logprobs=jax.lax.map(lambda part: score(state.params, part.batch)[0], micro))
+    if settings.kl_coef > 0:
+        micro = micro._replace(ref_logprobs=jax.lax.map(lambda part: score(reference, part.batch)[0], micro))
+    denominator = loss_denominator(
+        batch.completion_mask,
+        batch.valid,
+        normalizer=settings.loss_normalizer,
+        max_new_tokens=batch.completion_tokens.shape[-1],
+    )
+
+    def loss(params: Params, part: _Rows) -> tuple[jax.Array, MetricSums]:
+        logprobs, entropies = score(params, part.batch, remat=settings.remat)
+        return policy_loss(
+            logprobs,
+            part.advantages,
+            part.batch.completion_mask,
+            denominator=denominator,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            old_logprobs=part.old_logprobs,
+            ref_logprobs=part.ref_logprobs,
+            kl_coef=settings.kl_coef,
+            entropies=entropies,
+            external=jnp.broadcast_to(part.batch.external[:, None], part.advantages.shape),
+        )
+
+    def epoch(state: TrainState, _: None) -> tuple[TrainState, MetricSums]:
+        gradients, metrics = _accumulate(loss, state.params, micro, always=settings.kl_coef > 0)
+        return _apply(state, gradients, metrics, optimizer)
+
+    if settings.inner_epochs == 1:
+        state, metrics = epoch(state, None)
+    else:
+        state, metrics = jax.lax.scan(epoch, state, None, length=settings.inner_epochs)
+        metrics = jax.tree.map(lambda x: x.sum(axis=0), metrics)
+    present = jnp.any(batch.valid, axis=1)
+    metrics["groups/informative_frac"] = _pair(jnp.sum(informative & present), jnp.sum(present))
+    return state, metrics
+
+
+class _Rows(NamedTuple):
+    batch: Batch
+    advantages: jax.Array
+    old_logprobs: jax.Array | None
+    ref_logprobs: jax.Array | None
+
+
+def _accumulate(loss: Any, params: Params, micro: _Rows, *, always: bool) -> tuple[Params, MetricSums]:
+    """Returns gradients and metrics summed over the micro-batches [n, m, ...]."""
+    one = jax.tree.map(lambda x: x[0], micro)
+    (_, shapes), _ = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, one)
+    zeros = jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def gradient(part: _Rows) -> tuple[Params, MetricSums]:
+        gradients, metrics = jax.grad(loss, has_aux=True)(params, part)
+        return gradients, metrics
+
+    def add(total: tuple[Params, MetricSums], part: _Rows) -> tuple[tuple[Params, MetricSums], None]:
+        needed = jnp.any(part.advantages != 0) | always
+        total = jax.lax.cond(needed, lambda t: jax.tree.map(jnp.add, t, gradient(part)), lambda t: t, total)
+        return total, None
+
+    return jax.lax.scan(add, zeros, micro)[0]
+
+
+def _apply(
+    state: TrainState, gradients: Params, metrics: MetricSums, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, MetricSums]:
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    candidate = TrainState(optax.apply_updates(state.params, updates), opt_state, state.updates + 1)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), candidate, state)
+    metrics = metrics | {
+        "learner/grad_norm": _pair(jnp.where(finite, norm, 0), finite),
+        "learner/skipped_updates": _pair(~finite, 1),
+    }
+    return state, metrics
+
+
+def _pair(total: jax.typing.ArrayLike, count: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(total, jnp.float32), jnp.asarray(count, jnp.float32)

@@ -1,0 +1,192 @@
+"""Trackers: where the numbers of a run go, and how they are read back.
+
+A metric is named `area/name_unit`; a line of `metrics.jsonl` holds the metrics of one round of one
+node, or of the swarm where `node` is null. The file is the record of a run: the report, plots and
+scripts read nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Protocol, SupportsFloat
+
+from tensorboardX import SummaryWriter
+
+from sapo_jax.workdir import replace_file
+
+_RESERVED = ("round", "node")
+
+
+class MetricsError(ValueError):
+    """A metrics file that cannot be read; the message names file and line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One logged line: the metrics of a node, or of the swarm where `node` is None."""
+
+    round: int
+    node: int | None
+    metrics: Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """Takes the metrics of a run as they come.
+
+    `node` is the node's index in its host, None for the swarm. Several calls with the same round
+    and node are fine as long as they carry different metrics.
+    """
+
+    def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MemoryTracker:
+    """Keeps every record in `records`."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None:
+        self.records.append(_record(round, node, metrics))
+
+    def close(self) -> None:
+        pass
+
+
+class JsonlTracker:
+    """Appends a JSON object a line; every line is on its way to the disk when `log` returns."""
+
+    def __init__(self, path: str | Path, first_round: int = 0) -> None:
+        """Opens `path` and drops its lines from `first_round` on.
+
+        Args:
+            path: made if it is not there; its directory must be.
+            first_round: the first round this run is going to log. A run killed after its last
+                checkpoint has logged rounds that are now repeated.
+
+        Raises:
+            MetricsError: the file holds something else than metrics.
+            OSError: it cannot be written; names the file.
+        """
+        self._path = Path(path)
+        if self._path.is_file():
+            kept = [record for record in read_metrics(self._path) if record.round < first_round]
+            replace_file(self._path, "".join(map(_line, kept)))
+        self._file: IO[str] = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run lasts)
+
+    def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None:
+        line = _line(_record(round, node, metrics))
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, str(self._path)) from err
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardTracker:
+    """Writes TensorBoard events, a run `swarm` and a run `node_NN` for each node below `directory`."""
+
+    def __init__(self, directory: str | Path, first_round: int = 0) -> None:
+        """Args as in `JsonlTracker`: events of an earlier process from `first_round` on are purged."""
+        self._directory = Path(directory)
+        self._first_round = first_round
+        self._writers: dict[int | None, SummaryWriter] = {}
+
+    def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None:
+        record = _record(round, node, metrics)
+        if node not in self._writers:
+            name = "swarm" if node is None else f"node_{node:02d}"
+            self._writers[node] = SummaryWriter(
+                logdir=str(self._directory / name), purge_step=self._first_round, flush_secs=10
+            )
+        for key, value in record.metrics.items():
+            self._writers[node].add_scalar(key, value, global_step=round)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+class CompositeTracker:
+    """Hands everything to several trackers, in order."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = tuple(trackers)
+
+    def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None:
+        for tracker in self._trackers:
+            tracker.log(round, node, metrics)
+
+    def close(self) -> None:
+        errors = []
+        for tracker in self._trackers:
+            try:
+                tracker.close()
+            except OSError as err:  # the others hold files too
+                errors.append(err)
+        if errors:
+            raise errors[0]
+
+
+def read_metrics(path: str | Path) -> list[Record]:
+    """Returns the records of a `metrics.jsonl`, in file order; null becomes NaN.
+
+    A last line that was cut while it was written is left out.
+
+    Raises:
+        MetricsError: another line is not one of ours.
+        OSError: the file cannot be read.
+    """
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    complete = text.split("\n")[:-1]  # what follows the last line break is empty, or was cut
+    return [_parse(line, path, number) for number, line in enumerate(complete, start=1) if line.strip()]
+
+
+def reduce_means(parts: Iterable[Mapping[str, tuple[SupportsFloat, SupportsFloat]]]) -> dict[str, float]:
+    """Returns the mean of each metric over parts that carry it as (sum, count).
+
+    Sums and counts are added before the division, so parts of unequal size weigh what they hold.
+    A metric with count 0 everywhere, such as a log-prob of external tokens in a round without
+    them, has no mean and is left out.
+    """
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            sums[name] = sums.get(name, 0.0) + float(total)
+            counts[name] = counts.get(name, 0.0) + float(count)
+    return {name: total / counts[name] for name, total in sums.items() if counts[name] != 0}
+
+
+def _record(round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> Record:
+    for name in _RESERVED:
+        if name in metrics:
+            raise ValueError(f"metric {name!r}: the name is taken by the line's own field")
+    values = {name: float(value) for name, value in metrics.items()}
+    return Record(round=int(round), node=None if node is None else int(node), metrics=MappingProxyType(values))
+
+
+def _line(record: Record) -> str:
+    # JSON has no NaN or infinity; null keeps a column numeric for whoever reads it.
+    values = {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
+    return json.dumps({"round": record.round, "node": record.node, **values}, allow_nan=False) + "\n"
+
+
+def _parse(line: str, path: str | Path, number: int) -> Record:
+    try:
+        raw = json.loads(line)
+        round, node = raw.pop("round"), raw.pop("node")
+        return _record(round, node, {name: math.nan if value is None else value for name, value in raw.items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as err:
+        raise MetricsError(f"{path}, line {number}: not a line of metrics: {err}") from err

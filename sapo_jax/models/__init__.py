@@ -1,0 +1,1 @@
+"""The decoder family, its weight sources and its export."""

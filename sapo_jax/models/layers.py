@@ -1,0 +1,179 @@
+"""The parts of a decoder layer as Flax NNX modules; every parameter names its logical axes.
+
+Kernels are float32 masters; products run in the dtype of the activations and accumulate in at
+least float32, forward and backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from sapo_jax.models.architecture import DecoderConfig
+
+INIT_STDDEV = 0.02
+
+# attend(q, k, v) -> (context, whatever the caller wants kept of this layer)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns `x @ kernel` in the dtype of `x`, accumulated in at least float32.
+
+    The kernel's gradient keeps the kernel's own (master) dtype. Plain autodiff of a bfloat16
+    product would multiply float32 cotangents with bfloat16 kernels, which matrix units refuse.
+
+    Args:
+        x: [..., D] activations.
+        kernel: [D, F] master weights.
+    """
+    y = jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype), preferred_element_type=_accumulator(x.dtype))
+    return y.astype(x.dtype)
+
+
+def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    accumulate = partial(jnp.einsum, preferred_element_type=_accumulator(x.dtype))
+    dx = accumulate("...f,df->...d", dy, kernel.astype(x.dtype)).astype(x.dtype)
+    rows = (-1, x.shape[-1]), (-1, dy.shape[-1])
+    dkernel = accumulate("bd,bf->df", x.reshape(rows[0]), dy.reshape(rows[1])).astype(kernel.dtype)
+    return dx, dkernel
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, computed in at least float32."""
+
+    def __init__(self, size: int, epsilon: float, axis: str) -> None:
+        self.scale = nnx.Param(jnp.ones((size,)), axes=(axis,))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(_accumulator(x.dtype))
+        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        normed = (wide * lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
+        return normed * _trailing(self.scale[...].astype(x.dtype), x.ndim)
+
+
+class Projection(nnx.Module):
+    """A linear map from `inputs` axes (contracted) to `outputs` axes, with an optional bias."""
+
+    def __init__(
+        self,
+        inputs: dict[str, int],
+        outputs: dict[str, int],
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+    ) -> None:
+        shape = (*inputs.values(), *outputs.values())
+        kernel = INIT_STDDEV * jax.random.normal(rngs.params(), shape)
+        self.kernel = nnx.Param(kernel, axes=(*inputs, *outputs))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(tuple(outputs.values())), axes=tuple(outputs))
+        self.inputs = len(inputs)
+        self.has_bias = bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        lead, out = x.shape[: x.ndim - self.inputs], kernel.shape[self.inputs :]
+        rows = math.prod(kernel.shape[: self.inputs])
+        y = matmul(x.reshape(*lead, rows), kernel.reshape(rows, -1)).reshape(*lead, *out)
+        return y + _trailing(self.bias[...].astype(y.dtype), y.ndim) if self.has_bias else y
+
+
+def _trailing(x: jax.Array, rank: int) -> jax.Array:
+    """Returns `x` with leading axes of size 1 up to `rank`: broadcasting is spelled out everywhere."""
+    return x.reshape((1,) * (rank - x.ndim) + x.shape)
+
+
+def rope_angles(positions: jax.Array, head_size: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """Returns cosine and sine of the rotary angles, each [..., H / 2] float32 or wider.
+
+    Args:
+        positions: [...] int32 token positions.
+
+    Reference: arXiv 2104.09864, half-rotation layout.
+    """
+    wide = _accumulator(jnp.result_type(float))
+    frequencies = base ** (-jnp.arange(0, head_size, 2, dtype=wide) / head_size)
+    angles = jnp.einsum("...,h->...h", positions.astype(wide), frequencies)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+    """Returns heads `x` [..., S, heads, H] rotated by angles [..., S, H / 2]."""
+    first, second = jnp.split(x.astype(_accumulator(x.dtype)), 2, axis=-1)
+    cosine, sine = cosine[..., None, :], sine[..., None, :]
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Query, key, value and output projections; how tokens see each other is the caller's `attend`."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+        embed, head = {"embed": config.width}, {"head_size": config.head_size}
+        queries, keys = {"heads": config.heads} | head, {"kv_heads": config.kv_heads} | head
+        self.q = Projection(embed, queries, rngs, bias=config.qkv_bias)
+        self.k = Projection(embed, keys, rngs, bias=config.qkv_bias)
+        self.v = Projection(embed, keys, rngs, bias=config.qkv_bias)
+        self.o = Projection(queries, embed, rngs)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_size, config.norm_epsilon, "head_size")
+            self.k_norm = RMSNorm(config.head_size, config.norm_epsilon, "head_size")
+        self.qk_norm = config.qk_norm
+
+    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        context, kept = attend(rotate(q, *angles), rotate(k, *angles), v)
+        return self.o(context), kept
+
+
+class GatedMlp(nnx.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+        embed, mlp = {"embed": config.width}, {"mlp": config.mlp_width}
+        self.gate = Projection(embed, mlp, rngs)
+        self.up = Projection(embed, mlp, rngs)
+        self.down = Projection(mlp, embed, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """One decoder layer with pre-norm residuals."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+        self.attn_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
+        self.attn = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
+        self.mlp = GatedMlp(config, rngs)
+
+    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
+        """Returns [..., S, D] hidden states and what `attend` kept; `angles` are of the S positions."""
+        attended, kept = self.attn(self.attn_norm(x), angles, attend)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), kept

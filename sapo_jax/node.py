@@ -1,0 +1,235 @@
+"""One round of SAPO, in order: generate, publish, pull, select, update (arXiv 2509.08721, Algorithm 1).
+
+A `Node` is everything of one node that is not an array: its identity, its place in the task
+stream, its pool and its exchange. The arrays of all nodes of this process lie in the `Host`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sapo_jax.config import SapoConfig
+from sapo_jax.host import Host, SampledRow
+from sapo_jax.learner.batching import TrainingGroup, build_batch, prompt_bucket
+from sapo_jax.prompting import Prompter
+from sapo_jax.seeding import generator, hash_seed
+from sapo_jax.swarm.exchange import Exchange
+from sapo_jax.swarm.pool import Pool
+from sapo_jax.swarm.selection import select, select_local
+from sapo_jax.tasks.stream import TaskStream
+from sapo_jax.tasks.verifier import Rejection, Verifier, strict_success
+from sapo_jax.types import FinishReason, Rollout, ScoredRollout, Task, TaskRef
+
+Metrics = dict[str, float]
+
+
+def play_round(nodes: Sequence[Node], host: Host, round: int) -> list[Metrics]:
+    """Plays round `round` (counted from 1) on every node of the host and returns each node's metrics.
+
+    Nothing waits for another node: an empty exchange leaves a node with its own rollouts.
+    """
+    clock = _Clock()
+    own = generate(nodes, host, round)
+    clock.lap("time/sample_s")
+    for node, rollouts in zip(nodes, own, strict=True):
+        node.publish(rollouts)
+    for node in nodes:
+        node.pull(round)
+    training = [node.select(rollouts, round) for node, rollouts in zip(nodes, own, strict=True)]
+    clock.lap("time/verify_s")
+    learned = update(nodes, host, training)
+    clock.lap("time/update_s")
+    return [
+        node.round_metrics(rollouts, chosen, round) | metrics | clock.metrics()
+        for node, rollouts, chosen, metrics in zip(nodes, own, training, learned, strict=True)
+    ]
+
+
+def generate(nodes: Sequence[Node], host: Host, round: int) -> list[list[ScoredRollout]]:
+    """Draws I tasks a node, samples G completions of each from its policy, and scores them."""
+    tasks = [node.draw() for node in nodes]
+    if not tasks[0]:
+        return [[] for _ in nodes]  # I = 0: a node that only learns from others
+    sampling = host.config.sampling
+    prompts = nodes[0].prompter.encode_all(tasks)
+    seeds = [node.seed("sample", round) for node in nodes]
+    rows = host.sample(prompts, seeds, sampling.temperature, group_size=sampling.group_size)
+    return [node.score_own(drawn, drawn_rows, round) for node, drawn, drawn_rows in zip(nodes, tasks, rows, strict=True)]
+
+
+def update(nodes: Sequence[Node], host: Host, training: Sequence[Sequence[ScoredRollout]]) -> list[Metrics]:
+    """Re-encodes each node's training set with its own tokenizer and applies one update to each."""
+    config = host.config
+    groups = [node.encode(rollouts) for node, rollouts in zip(nodes, training, strict=True)]
+    # One shape for all nodes: the bucket of the longest prompt among them.
+    length = max(prompt_bucket(own, config.sampling.prompt_buckets) for own in groups)
+    batches = [
+        build_batch(
+            own,
+            node.prompter.tokenizer,
+            questions=config.train_groups,
+            group_size=config.sampling.group_size,
+            max_new_tokens=config.sampling.max_new_tokens,
+            prompt_length=length,
+            local_encoding=config.learner.local_encoding,
+        )
+        for node, own in zip(nodes, groups, strict=True)
+    ]
+    metrics = host.update(batches)
+    for node_metrics, batch in zip(metrics, batches, strict=True):
+        node_metrics["tokens/trained"] = float(np.sum(batch.completion_mask))
+        node_metrics["tokens/truncated_frac"] = float(np.sum(batch.truncated) / max(1, np.sum(batch.valid)))
+    return metrics
+
+
+class Node:
+    """The host-side half of one node."""
+
+    def __init__(
+        self,
+        node_id: str,
+        config: SapoConfig,
+        *,
+        stream: TaskStream,
+        prompter: Prompter,
+        verifier: Verifier,
+        exchange: Exchange,
+    ) -> None:
+        """Joins a stream of tasks, a prompt layout, a verifier and an access to the swarm."""
+        self.node_id = node_id
+        self.prompter = prompter
+        self._config = config
+        self._stream = stream
+        self._verifier = verifier
+        self._exchange = exchange
+        self._position = 0  # in the task stream
+        self._pool = Pool(
+            max_rollouts=config.sharing.pool_rollouts,
+            max_age_rounds=config.sharing.max_age_rounds,
+            max_uses=config.sharing.max_uses,
+        )
+        self._counts: Counter[str] = Counter()  # since the last round_metrics
+
+    def seed(self, purpose: str, round: int) -> int:
+        """Returns this node's uint32 seed for one purpose in one round."""
+        return hash_seed(self._config.seed, self.node_id, purpose, round)
+
+    def draw(self) -> list[Task]:
+        """Returns the next I tasks of the stream whose prompts fit."""
+        drawn = self._stream.take(self._position, self._config.sharing.local, self.prompter.fits)
+        self._position = drawn.counter
+        for reason, count in drawn.skipped.items():
+            self._counts[f"tasks/skipped_{reason.value}"] += count
+        return list(drawn.tasks)
+
+    def score_own(
+        self, tasks: Sequence[Task], rows: Sequence[Sequence[SampledRow]], round: int
+    ) -> list[ScoredRollout]:
+        """Returns this round's own rollouts, scored by the same verifier as everybody's."""
+        rollouts = [
+            Rollout(
+                task_ref=task.ref,
+                node_id=self.node_id,
+                round=round,
+                policy_version=round - 1,
+                completions=tuple(self.prompter.completion(row) for row in group),
+            )
+            for task, group in zip(tasks, rows, strict=True)
+        ]
+        return self._verified(rollouts, "own")
+
+    def publish(self, own: Sequence[ScoredRollout]) -> None:
+        """Hands the own rollouts to the exchange; scores stay here."""
+        self._exchange.publish([scored.rollout for scored in own])
+
+    def pull(self, round: int) -> None:
+        """Takes in what has arrived: what this node's verifier accepts enters the pool."""
+        arrived = self._verified(self._exchange.pull(), "external")
+        fitting = [scored for scored in arrived if self.prompter.fits(scored.task)]
+        self._counts["groups/rejected_prompt_too_long"] += len(arrived) - len(fitting)
+        self._pool.add(fitting, round)
+
+    def select(self, own: Sequence[ScoredRollout], round: int) -> list[ScoredRollout]:
+        """Returns the training set: I own rollouts, then up to J external ones by the selection rule."""
+        sharing = self._config.sharing
+        rng = generator(self._config.seed, self.node_id, "select", round)
+        external = select(self._pool.candidates(round), sharing.external, sharing.selection, rng)
+        self._pool.mark_used(external)
+        return select_local(own, sharing.local) + external
+
+    def encode(self, training: Sequence[ScoredRollout]) -> list[TrainingGroup]:
+        """Returns the training set with this node's own prompts; the reward is the verifier's score."""
+        return [
+            TrainingGroup(
+                prompt_ids=self.prompter.encode(scored.task),
+                completions=scored.rollout.completions,
+                rewards=scored.scores,
+                external=scored.rollout.node_id != self.node_id,
+            )
+            for scored in training
+        ]
+
+    def round_metrics(self, own: Sequence[ScoredRollout], training: Sequence[ScoredRollout], round: int) -> Metrics:
+        """Returns what this round did on the host, and forgets its counts."""
+        own_scores = [score for scored in own for score in scored.scores]
+        train_scores = [score for scored in training for score in scored.scores]
+        completions = [completion for scored in own for completion in scored.rollout.completions]
+        external = [scored for scored in training if scored.rollout.node_id != self.node_id]
+        metrics: Metrics = {
+            "groups/local": float(len(training) - len(external)),
+            "groups/external": float(len(external)),
+            "groups/pool": float(len(self._pool)),
+            "tokens/generated": float(sum(len(completion.token_ids or ()) for completion in completions)),
+        }
+        if own_scores:
+            metrics["reward/own_mean"] = float(np.mean(own_scores))
+            metrics["reward/own_strict_frac"] = float(np.mean([strict_success(score) for score in own_scores]))
+            stopped = [completion.finish_reason is FinishReason.STOP for completion in completions]
+            metrics["reward/own_stopped_frac"] = float(np.mean(stopped))
+        if train_scores:
+            metrics["reward/train_mean"] = float(np.mean(train_scores))
+        metrics |= {name: float(count) for name, count in self._counts.items() if count}
+        self._counts.clear()
+        return metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what a resumed run needs of this node, JSON-ready."""
+        return {"node_id": self.node_id, "position": self._position, "pool": self._pool.to_json()}
+
+    def restore_json(self, state: Mapping[str, Any], rebuild_task: Callable[[TaskRef], Task]) -> None:
+        """Takes over what `to_json` wrote."""
+        if state["node_id"] != self.node_id:
+            raise ValueError(f"the state of node {state['node_id']!r} is not that of node {self.node_id!r}")
+        self._position = int(state["position"])
+        self._pool.restore_json(state["pool"], rebuild_task)
+
+    def _verified(self, rollouts: Sequence[Rollout], whose: str) -> list[ScoredRollout]:
+        accepted: list[ScoredRollout] = []
+        for rollout in rollouts:
+            verdict = self._verifier.verify(rollout)
+            if isinstance(verdict, Rejection):
+                self._counts[f"groups/rejected_{whose}_{verdict.reason.value}"] += 1
+            else:
+                accepted.append(verdict)
+        return accepted
+
+
+class _Clock:
+    """Splits the time of a round into named parts, in seconds."""
+
+    def __init__(self) -> None:
+        self._start_s = self._last_s = time.perf_counter()
+        self._laps: Metrics = {}
+
+    def lap(self, name: str) -> None:
+        now_s = time.perf_counter()
+        self._laps[name] = now_s - self._last_s
+        self._last_s = now_s
+
+    def metrics(self) -> Metrics:
+        return self._laps | {"time/round_s": time.perf_counter() - self._start_s}

@@ -1,0 +1,40 @@
+"""Drawing one token a row by a two-level inverse CDF.
+
+The usual Gumbel draw needs one random number per vocabulary entry, which costs more than the
+matrix products of a small model on a CPU. Here two uniform numbers suffice: one picks a block of
+the vocabulary by its total weight, one a token inside the block.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 256  # tokens a block: about the square root of the vocabularies in use
+
+
+def draw(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Returns tokens [...] int32 distributed as softmax(logits).
+
+    Args:
+        logits: [..., V] float; -inf marks tokens that must not be drawn.
+        uniforms: [..., 2] float in [0, 1).
+    """
+    vocab = logits.shape[-1]
+    blocks = -(-vocab // BLOCK)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    padding = [(0, 0)] * (weights.ndim - 1) + [(0, blocks * BLOCK - vocab)]
+    weights = jnp.pad(weights, padding).reshape(*weights.shape[:-1], blocks, BLOCK)
+    block = _inverse_cdf(jnp.sum(weights, axis=-1), uniforms[..., 0])
+    inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]  # [..., BLOCK]
+    return block * BLOCK + _inverse_cdf(inside, uniforms[..., 1])
+
+
+def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Returns index [...] int32 drawn in proportion to `weights` [..., n]; never one of weight 0."""
+    total = jnp.cumsum(weights, axis=-1)
+    target = uniform[..., None] * total[..., -1:]
+    index = jnp.sum(total <= target, axis=-1)
+    # Rounding can put the target on the total itself: stay on the last index that has weight.
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1)
+    return jnp.minimum(index, last).astype(jnp.int32)

@@ -1,0 +1,125 @@
+"""The exchange of nodes that share one process: a hub with one mailbox per node.
+
+Nothing is concurrent here. A host publishes for its nodes one after the other, and what arrives
+where, and in which order, follows from the order of those calls alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sapo_jax.swarm.codec_json import CodecError, fields_from_json, rollout_from_json, rollout_to_json, typed
+from sapo_jax.swarm.exchange import ExchangeClosedError, without_local_fields
+from sapo_jax.types import Rollout
+
+
+class MemoryHub:
+    """Owns the mailboxes of a fixed set of nodes.
+
+    A full mailbox drops its oldest rollout for every new one and counts it in `dropped`, so a
+    node that never pulls costs bounded memory and holds nobody up.
+    """
+
+    def __init__(self, node_ids: Sequence[str], *, mailbox_rollouts: int) -> None:
+        """Opens one empty mailbox per node, each for at most `mailbox_rollouts` rollouts.
+
+        Raises:
+            ValueError: a node id appears twice, or the bound is below 1.
+        """
+        if len(set(node_ids)) != len(node_ids):
+            raise ValueError(f"node ids {list(node_ids)} must not repeat")
+        if mailbox_rollouts < 1:
+            raise ValueError(f"mailbox_rollouts = {mailbox_rollouts} must be at least 1")
+        self._mailboxes: dict[str, deque[Rollout]] = {node_id: deque(maxlen=mailbox_rollouts) for node_id in node_ids}
+        self._dropped = dict.fromkeys(node_ids, 0)
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Rollouts dropped so far from each node's full mailbox, by the id of the node that missed them."""
+        return dict(self._dropped)
+
+    def connect(self, node_id: str) -> MemoryExchange:
+        """Returns the exchange of `node_id`; raises ValueError if the hub has no such node."""
+        if node_id not in self._mailboxes:
+            raise ValueError(f"node id {node_id!r} is not one of {list(self._mailboxes)}")
+        return MemoryExchange(self, node_id)
+
+    def deliver(self, sender_id: str, rollouts: Sequence[Rollout]) -> None:
+        """Puts `rollouts` into every mailbox but the sender's, in order."""
+        for node_id, mailbox in self._mailboxes.items():
+            if node_id == sender_id:
+                continue
+            for rollout in rollouts:
+                if len(mailbox) == mailbox.maxlen:
+                    self._dropped[node_id] += 1
+                mailbox.append(rollout)
+
+    def take(self, node_id: str) -> list[Rollout]:
+        """Returns the content of a mailbox, oldest first, and empties it."""
+        taken = list(self._mailboxes[node_id])
+        self._mailboxes[node_id].clear()
+        return taken
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns mailboxes and drop counts as JSON-ready data, for a checkpoint."""
+        return {
+            "mailboxes": {
+                node_id: [rollout_to_json(rollout) for rollout in mailbox]
+                for node_id, mailbox in self._mailboxes.items()
+            },
+            "dropped": dict(self._dropped),
+        }
+
+    def restore_json(self, state: Mapping[str, Any]) -> None:
+        """Replaces mailboxes and drop counts with those that `to_json` wrote.
+
+        Raises:
+            CodecError: the state belongs to other nodes, holds more than a mailbox takes, or is damaged;
+                the hub is then unchanged.
+        """
+        top = fields_from_json(state, "exchange", ("mailboxes", "dropped"))
+        mailboxes = fields_from_json(top["mailboxes"], "exchange.mailboxes", self._mailboxes)
+        counts = fields_from_json(top["dropped"], "exchange.dropped", self._mailboxes)
+        restored: dict[str, list[Rollout]] = {}
+        for node_id, mailbox in self._mailboxes.items():
+            path = f"exchange.mailboxes.{node_id}"
+            items = typed(mailboxes[node_id], list, path)
+            if mailbox.maxlen is not None and len(items) > mailbox.maxlen:
+                raise CodecError(f"{path} holds {len(items)} rollouts, the limit is {mailbox.maxlen}")
+            restored[node_id] = [rollout_from_json(item) for item in items]
+        dropped = {node_id: typed(counts[node_id], int, f"exchange.dropped.{node_id}") for node_id in self._mailboxes}
+        for node_id, rollouts in restored.items():
+            self._mailboxes[node_id].clear()
+            self._mailboxes[node_id].extend(rollouts)
+        self._dropped = dropped
+
+
+class MemoryExchange:
+    """One node's `Exchange` through a `MemoryHub`; made by `MemoryHub.connect`."""
+
+    def __init__(self, hub: MemoryHub, node_id: str) -> None:
+        self._hub: MemoryHub | None = hub
+        self._node_id = node_id
+
+    def publish(self, rollouts: Sequence[Rollout]) -> None:
+        """Delivers `rollouts`, as text only, to every other node of the hub; see `Exchange.publish`."""
+        hub = self._open_hub()
+        for rollout in rollouts:
+            if rollout.node_id != self._node_id:
+                raise ValueError(f"node {self._node_id!r} cannot publish a rollout of node {rollout.node_id!r}")
+        hub.deliver(self._node_id, [without_local_fields(rollout) for rollout in rollouts])
+
+    def pull(self) -> list[Rollout]:
+        """Returns and forgets what this node's mailbox holds; see `Exchange.pull`."""
+        return self._open_hub().take(self._node_id)
+
+    def close(self) -> None:
+        """Detaches from the hub; the mailbox stays and keeps its bound."""
+        self._hub = None
+
+    def _open_hub(self) -> MemoryHub:
+        if self._hub is None:
+            raise ExchangeClosedError(f"the exchange of node {self._node_id!r} is closed")
+        return self._hub

@@ -1,0 +1,1 @@
+"""Problems with programs that check answers: drawn, rebuilt from references, scored; never jax."""

@@ -1,0 +1,27 @@
+"""The platform on which tests run, settled before anything imports jax."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("SAPO_TEST_PLATFORM", "cpu")
+
+# Eight virtual CPU devices, enough for a mesh with every axis used.
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+# [B] against [B, 1] silently makes [B, B], a classic mistake in policy-gradient code.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+# Compiled programs survive from run to run and are shared with the processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+# No test asks a model hub, opens a window, or lets tokenizers start threads before a fork.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+from reasoning_gym.factory import create_dataset
+
+from sapo_jax.tasks.catalog import CATALOGS, CORE_6, CatalogError, Specialty, resolve
+from sapo_jax.tasks.scorers import REFUSED
+
+NINE = (
+    "arc_1d",
+    "basic_arithmetic",
+    "base_conversion",
+    "bf",
+    "binary_matrix",
+    "calendar_arithmetic",
+    "decimal_arithmetic",
+    "fraction_simplification",
+    "propositional_logic",
+)
+
+
+def by_name(catalog: str) -> dict[str, Specialty]:
+    return {s.name: s for s in resolve(catalog)}
+
+
+@pytest.mark.parametrize("catalog", sorted(CATALOGS))
+def test_every_catalog_is_accepted_by_the_library(catalog: str):
+    specialties = resolve(catalog)
+    assert len({s.name for s in specialties}) == len({s.digest for s in specialties}) == len(specialties)
+    if catalog != "easy":
+        assert tuple(s.name for s in specialties) == NINE
+
+
+def test_paper_configurations_reach_the_datasets():
+    paper = by_name("paper")
+    arithmetic = create_dataset("basic_arithmetic", seed=0, **paper["basic_arithmetic"].config).config
+    assert (arithmetic.min_terms, arithmetic.max_terms, arithmetic.max_digits) == (2, 6, 4)
+    assert arithmetic.allow_parentheses and arithmetic.allow_negation and arithmetic.format_style == "natural"
+    calendar = create_dataset("calendar_arithmetic", seed=0, **paper["calendar_arithmetic"].config).config
+    assert calendar.year == 2023
+    assert calendar.tasks == ["count_days", "weekday_of_date", "is_leap_year", "recurring_event_day"]
+    fraction = create_dataset("fraction_simplification", seed=0, **paper["fraction_simplification"].config).config
+    assert (fraction.max_value, fraction.min_factor, fraction.max_factor) == (100, 2, 100)
+    decimal = create_dataset("decimal_arithmetic", seed=0, **paper["decimal_arithmetic"].config).config
+    assert (decimal.min_num_decimal_places, decimal.max_num_decimal_places, decimal.precision) == (1, 3, 5)
+
+
+def test_a_level_that_lacks_a_specialty_has_the_one_of_level_1():
+    l0, l1, l2 = by_name("rg_mini_l0"), by_name("rg_mini_l1"), by_name("rg_mini_l2")
+    for name in ("bf", "calendar_arithmetic", "decimal_arithmetic", "propositional_logic"):
+        assert l0[name] == l1[name]
+    assert l2["bf"] == l1["bf"]
+    for name in ("arc_1d", "basic_arithmetic", "base_conversion", "binary_matrix", "fraction_simplification"):
+        assert len({l0[name].digest, l1[name].digest, l2[name].digest}) == 3
+
+
+def test_core_6_names_are_in_the_paper_catalog():
+    assert set(CORE_6) < set(NINE)
+
+
+def test_digest_covers_dataset_configuration_and_library_version(monkeypatch: pytest.MonkeyPatch):
+    specialty = by_name("paper")["bf"]
+    content = {"config": {"difficulty": 1, "size": 500}, "dataset": "bf"}
+    content["reasoning_gym"] = importlib.metadata.version("reasoning_gym")
+    expected = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    assert specialty.digest == expected
+    assert dataclasses.replace(specialty, name="other").digest == expected
+    assert dataclasses.replace(specialty, config={"difficulty": 1, "size": 501}).digest != expected
+    assert dataclasses.replace(specialty, dataset="gcd").digest != expected
+    monkeypatch.setattr("sapo_jax.tasks.catalog.library_version", lambda: "0.0.0")
+    assert specialty.digest != expected
+
+
+def test_resolve_keeps_the_asked_order_and_adds_library_defaults():
+    specialties = resolve("easy", ("lcm", "gcd"))
+    assert [s.name for s in specialties] == ["lcm", "gcd"]
+    assert specialties[0].config == {"size": 500}
+    assert specialties[1] == by_name("easy")["gcd"] and len(specialties[1].config) > 1
+
+
+def test_unknown_names_are_reported_with_key_and_close_matches():
+    with pytest.raises(CatalogError, match=r"config\.tasks\.specialties.*'chain_sums'.*'chain_sum'"):
+        resolve("easy", ("gcd", "chain_sums"))
+    with pytest.raises(CatalogError, match=r"config\.tasks\.catalog = 'papr'.*'paper'"):
+        resolve("papr")
+    with pytest.raises(CatalogError, match=r"config\.tasks\.catalog = 'zzz'.*known: paper, easy"):
+        resolve("zzz")
+
+
+@pytest.mark.parametrize("dataset", sorted(REFUSED))
+def test_datasets_that_execute_text_are_refused_with_the_reason(dataset: str):
+    with pytest.raises(CatalogError, match=rf"config\.tasks\.specialties.*'{dataset}' is refused: "):
+        resolve("paper", (dataset,))
+
+
+def test_a_configuration_that_the_library_refuses_is_named(monkeypatch: pytest.MonkeyPatch):
+    bad = Specialty(name="bf", dataset="bf", config={"size": 500, "difficulty": 9})
+    monkeypatch.setitem(CATALOGS, "bad", (bad,))  # type: ignore[arg-type]
+    with pytest.raises(CatalogError, match="specialty 'bf'.*difficulty.*less than 4"):
+        resolve("bad")
+
+
+def test_a_dataset_that_depends_on_string_hashing_is_warned_about(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        resolve("easy", ("ransom_note",))
+    assert "PYTHONHASHSEED" in caplog.text
+
+
+def test_tasks_never_import_jax():
+    code = (
+        "import sys, pkgutil, importlib, sapo_jax.tasks as t\n"
+        "[importlib.import_module(f'sapo_jax.tasks.{m.name}') for m in pkgutil.iter_modules(t.__path__)]\n"
+        "sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

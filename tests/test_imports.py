@@ -1,0 +1,156 @@
+"""Who may import whom. A new module or package at the top of sapo_jax gets a line in `MAY_IMPORT`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import sapo_jax
+
+ROOT = Path(sapo_jax.__file__).parent
+
+BASE = {"types", "config", "seeding"}
+RECORDS = {"workdir", "metrics", "statistics", "figures", "report", "progress"}  # what a run leaves and shows
+COMMANDS = {"main", "evaluate", "sample", "export"}
+NODE = {"algo", "models", "sampling", "text", "tasks", "swarm", "learner"}
+ASSEMBLY = {"presets", "checkpoint", "evaluation", "host", "node", "prompting"}
+
+# Unit (module or package under sapo_jax) -> the other units it may import.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "types": set(),
+    "config": set(),
+    "seeding": set(),
+    "presets": {"config"},
+    "algo": set(),
+    "models": BASE | {"algo", "text"},  # text, because weights and tokenizer come from one source
+    "sampling": BASE | {"algo", "models"},
+    "text": BASE,
+    "tasks": BASE,
+    "swarm": BASE,
+    "learner": BASE | {"algo", "models", "text"},
+    **{unit: BASE | RECORDS for unit in RECORDS},
+    "checkpoint": BASE | RECORDS,
+    "host": BASE | {"algo", "models", "sampling", "text", "learner"},
+    "prompting": BASE | {"text", "tasks", "host"},
+    "evaluation": BASE | NODE | {"statistics", "metrics", "host", "prompting"},
+    "node": BASE | NODE | {"statistics", "metrics", "host", "prompting"},
+    **{unit: BASE | RECORDS | NODE | ASSEMBLY for unit in COMMANDS},
+}
+
+# Third-party package -> the only units that may import it.
+OWNED: dict[str, set[str]] = {
+    "torch": set(),
+    "grpc": {"swarm"},
+    "google": {"swarm"},  # protobuf
+    "reasoning_gym": {"tasks"},
+    "orbax": {"checkpoint"},
+    "optax": {"learner"},
+    "absl": COMMANDS,
+    "matplotlib": {"figures", "report"},
+    "tensorboardX": {"metrics"},
+    "rich": {"progress", *COMMANDS},
+    "ml_collections": {"config", "presets", *COMMANDS},
+}
+
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+WITHOUT_JAX = BASE | RECORDS | {"presets", "text", "tasks", "swarm"}
+
+
+def _unit(path: Path, root: Path) -> str:
+    return path.relative_to(root).parts[0].removesuffix(".py")
+
+
+def _imports(source: str) -> Iterator[str]:
+    """Yields every imported module of `source` by its full dotted name, nested and type-only imports included."""
+    for statement in ast.walk(ast.parse(source)):
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            module = "." * statement.level + (statement.module or "")
+            yield from (f"{module}.{alias.name}" for alias in statement.names) if module == "sapo_jax" else (module,)
+
+
+def _violations(root: Path) -> list[str]:
+    found: list[str] = []
+    for path in sorted(root.rglob("*.py")):
+        unit, where = _unit(path, root), path.relative_to(root)
+        if unit not in MAY_IMPORT:
+            found.append(f"{where}: unit {unit!r} is not in MAY_IMPORT")
+            continue
+        for name in _imports(path.read_text()):
+            top, _, rest = name.partition(".")
+            if not top:
+                found.append(f"{where}: relative import of {name!r}")
+            elif top == "sapo_jax":
+                target = rest.split(".")[0]
+                if target not in MAY_IMPORT[unit] | {unit, "", "__version__"}:
+                    found.append(f"{where}: {unit} may not import {name}")
+            elif unit not in OWNED.get(top, {unit}) or (unit in WITHOUT_JAX and top in JAX):
+                found.append(f"{where}: {unit} may not import {name}")
+    return found
+
+
+def test_imports_point_downward():
+    assert _violations(ROOT) == []
+
+
+def test_units_do_not_import_each_other_in_a_circle():
+    graph: dict[str, set[str]] = {}
+    for path in ROOT.rglob("*.py"):
+        unit = _unit(path, ROOT)
+        names = (name.split(".") for name in _imports(path.read_text()) if name.startswith("sapo_jax."))
+        graph.setdefault(unit, set()).update(parts[1] for parts in names if parts[1] != unit)
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_nobody_imports_a_command():
+    assert not any(targets & COMMANDS for targets in MAY_IMPORT.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "complaint"),
+    [
+        ("swarm/pool.py", "import jax.numpy as jnp", "swarm may not import jax.numpy"),
+        ("swarm/pool.py", "def f():\n    from flax import nnx", "swarm may not import flax"),
+        ("algo/losses.py", "from sapo_jax.config import SapoConfig", "algo may not import sapo_jax.config"),
+        ("models/decoder.py", "from sapo_jax import swarm", "models may not import sapo_jax.swarm"),
+        ("node.py", "import orbax.checkpoint as ocp", "node may not import orbax.checkpoint"),
+        ("node.py", "import reasoning_gym", "node may not import reasoning_gym"),
+        ("host.py", "from sapo_jax.main import main", "host may not import sapo_jax.main"),
+        ("text/chat.py", "from ..types import Task", "relative import of '..types'"),
+        ("learner/step.py", "import torch", "learner may not import torch"),
+        ("extra.py", "", "unit 'extra' is not in MAY_IMPORT"),
+        ("swarm/pool.py", "import numpy\nfrom sapo_jax.types import Task\nimport sapo_jax.swarm.exchange", None),
+    ],
+)
+def test_the_check_sees_what_it_should(tmp_path, path, source, complaint):
+    file = tmp_path / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(source)
+    assert _violations(tmp_path) == ([] if complaint is None else [f"{path}: {complaint}"])
+
+
+def test_a_fresh_process_imports_these_without_loading_jax():
+    paths = (path for path in sorted(ROOT.rglob("*.py")) if _unit(path, ROOT) in WITHOUT_JAX)
+    modules = [
+        ".".join(("sapo_jax", *path.relative_to(ROOT).with_suffix("").parts))
+        for path in paths
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    script = f"""
+import importlib, sys
+for name in {modules!r}:
+    importlib.import_module(name)
+    loaded = {JAX!r} & set(sys.modules)
+    assert not loaded, f"{{name}} loads {{loaded}}"
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
+    assert result.returncode == 0, result.stderr
+    assert len(modules) >= 10
