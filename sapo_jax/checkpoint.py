@@ -174,20 +174,21 @@ class Checkpointer:
         self.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            create=not self._read_only,
-            read_only=self._read_only,
-            cleanup_tmp_directories=not self._read_only,
-            enable_async_checkpointing=False,
-        )
-        # Trained float32 weights compress by 8 % only, and zstd makes saving three times slower.
-        handlers = {_ARRAYS: ocp.PyTreeCheckpointHandler(use_compression=False), _HOST: ocp.JsonCheckpointHandler()}
         try:
             if not self._read_only:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 for part in self._directory.glob(f"*{_PART_SUFFIX}*"):  # orbax would do so too, but later
                     shutil.rmtree(part)
             with _quiet_logs():
+                options = ocp.CheckpointManagerOptions(
+                    create=not self._read_only,
+                    read_only=self._read_only,
+                    cleanup_tmp_directories=not self._read_only,
+                    enable_async_checkpointing=False,
+                )
+                # Trained float32 weights compress by 8 % only, and zstd makes saving three times slower.
+                arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+                handlers = {_ARRAYS: arrays, _HOST: ocp.JsonCheckpointHandler()}
                 return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         except (OSError, ValueError) as err:
             raise CheckpointError(f"{self._directory}: cannot be opened for checkpoints: {_first_line(err)}") from err

@@ -31,7 +31,7 @@ def cold_start(
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Applies `config.cold_start.steps` supervised steps to every node and starts a fresh optimizer.
+    """Applies `config.cold_start.steps` supervised steps to every node; round 0 begins there.
 
     Args:
         streams: one per node, apart from those the rounds draw from.
@@ -48,7 +48,7 @@ def cold_start(
             batches.append(_batch(drawn.tasks, prompter, config, rng))
         host.supervise(batches)
         advance(1)
-    host.restart_optimizer()
+    host.begin()
 
 
 def _batch(tasks: Sequence[Task], prompter: Prompter, config: SapoConfig, rng: np.random.Generator) -> Batch:

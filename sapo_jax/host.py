@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,19 +70,29 @@ class Host:
         self._updater = jax.jit(self._update, donate_argnums=0)
         self._supervisor = jax.jit(self._supervise, donate_argnums=0)
         placed = [self._place_params(params) for _ in range(config.nodes // nodes_per_program)]
-        self.states = [self._fresh_state(program) for program in placed]
-        # The cold start is deterministic, so the reference of a resumed run is what `restart_optimizer` set.
-        self._reference = placed[0] if config.learner.kl_coef > 0 else None
+        self._states = [self._fresh_state(program) for program in placed]
+        self._references: list[Params] | None = None
+        self.begin()
 
     @property
     def nodes(self) -> int:
         """M."""
         return self.config.nodes
 
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Everything on the devices that a resumed run needs, as a pytree."""
+        return {"states": self._states} | ({"references": self._references} if self._references else {})
+
+    def load_arrays(self, arrays: dict[str, Any]) -> None:
+        """Takes over arrays of the structure of `arrays`."""
+        self._states = list(arrays["states"])
+        self._references = list(arrays["references"]) if "references" in arrays else None
+
     def params_of(self, node: int) -> Params:
         """Returns the parameters of one node, without node axis."""
         program, row = divmod(node, self._per_program)
-        return jax.tree.map(lambda x: x[row], self.states[program].params)
+        return jax.tree.map(lambda x: x[row], self._states[program].params)
 
     def sample(
         self, prompts: Sequence[EncodedPrompts], seeds: Sequence[int], temperature: float, *, group_size: int
@@ -96,7 +106,7 @@ class Host:
         """
         nodes: list[list[list[SampledRow]]] = []
         pending = []
-        for program, state in enumerate(self.states):
+        for program, state in enumerate(self._states):
             rows = slice(program * self._per_program, (program + 1) * self._per_program)
             batch = Prompts(
                 tokens=np.stack([p.tokens for p in prompts[rows]]),
@@ -117,7 +127,8 @@ class Host:
         """
         pending = []
         for program, stacked in enumerate(self._stack(batches)):
-            self.states[program], sums = self._updater(self.states[program], stacked, self._reference)
+            reference = self._references[program] if self._references else None
+            self._states[program], sums = self._updater(self._states[program], stacked, reference)
             pending.append(sums)
         metrics: list[NodeMetrics] = []
         for sums in pending:
@@ -127,11 +138,14 @@ class Host:
     def supervise(self, batches: Sequence[Batch]) -> None:
         """Applies one supervised step to every node: every completion of its batch is a target."""
         for program, stacked in enumerate(self._stack(batches)):
-            self.states[program] = self._supervisor(self.states[program], stacked)
+            self._states[program] = self._supervisor(self._states[program], stacked)
 
-    def restart_optimizer(self) -> None:
-        """Forgets the optimizer's moments and counts; parameters stay."""
-        self.states = [self._fresh_state(state.params) for state in self.states]
+    def begin(self) -> None:
+        """Makes the present policies those of round 0: fresh optimizers, and the KL penalty's reference."""
+        self._states = [self._fresh_state(state.params) for state in self._states]
+        if self.config.learner.kl_coef > 0:
+            # A copy, since updates donate the state.
+            self._references = [jax.tree.map(jnp.copy, state.params) for state in self._states]
 
     def _sample(
         self, params: Params, prompts: Prompts, seeds: jax.Array, temperature: jax.Array, *, group_size: int

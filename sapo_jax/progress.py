@@ -136,6 +136,10 @@ class Progress:
             with self._lock:
                 self._stages.remove(stage)
 
+    def resume_at(self, round: int) -> None:
+        """Shows `round` as the rounds already done, for a run that learns it after the display started."""
+        self._done = round
+
     def round_done(self, round: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of the swarm after a round.
 

@@ -60,9 +60,10 @@ def pass_at_k(successes: ArrayLike, samples: int, k: int) -> np.ndarray:
         raise ValueError(f"k = {k}: must be in [1, samples = {samples}]")
     if counts.size and (np.any(counts != np.floor(counts)) or counts.min() < 0 or counts.max() > samples):
         raise ValueError(f"successes must be whole numbers in [0, samples = {samples}]")
-    # C(n - c, k) / C(n, k) is the product over i < k of (n - c - i) / (n - i): no large factorials.
+    # C(n - c, k) / C(n, k) is the product over i < k of (n - c - i) / (n - i): no large factorials, and
+    # a factor of zero where fewer than k completions failed.
     steps = np.arange(k)
-    failing = np.maximum(samples - np.arange(samples + 1)[:, None] - steps, 0) / (samples - steps)
+    failing = (samples - np.arange(samples + 1)[:, None] - steps) / (samples - steps)  # [n + 1, k]
     return (1.0 - failing.prod(axis=1))[counts.astype(np.int64)]
 
 

@@ -81,7 +81,8 @@ def test_stages_are_announced_and_nest() -> None:
 
 
 def test_a_silent_stage_is_named_again_and_again() -> None:
-    progress, clock, out = _plain(9, first_round=4, quiet_s=30.0)
+    progress, clock, out = _plain(9, quiet_s=30.0)
+    progress.resume_at(4)
     progress._tick()  # what the watching thread does once a second
     with progress.stage("update", announce=False), progress.stage("micro batch", total=4, announce=False) as stage:
         stage.advance()

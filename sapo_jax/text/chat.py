@@ -13,25 +13,17 @@ from sapo_jax.text.tokenizer import Tokenizer, TokenizerError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """A solved question shown before the real one; `ground_truth` is put between answer tags."""
-
-    question: str
-    ground_truth: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
     """What the model is asked.
 
     Attributes:
         system: literal system prompt; empty: none (a template may then put in its own default).
-        examples: solved questions, shown in order as earlier turns.
+        examples: solved questions as (question, ground truth), shown in order as earlier turns.
         question: the question to answer.
     """
 
     system: str
-    examples: tuple[Example, ...]
+    examples: tuple[tuple[str, str], ...]
     question: str
 
 
@@ -78,7 +70,7 @@ def render_prompt(tokenizer: Tokenizer, prompt: Prompt, *, enable_thinking: bool
 
 def _turns(prompt: Prompt) -> list[dict[str, str]]:
     turns: list[dict[str, str]] = []
-    for example in prompt.examples:
-        turns.append({"role": "user", "content": example.question})
-        turns.append({"role": "assistant", "content": answer_turn(example.ground_truth)})
+    for question, ground_truth in prompt.examples:
+        turns.append({"role": "user", "content": question})
+        turns.append({"role": "assistant", "content": answer_turn(ground_truth)})
     return [*turns, {"role": "user", "content": prompt.question}]

@@ -103,7 +103,7 @@ def write_gguf(
     Args:
         tensors: GGUF names to arrays as they shall be stored (rows of Llama q and k interleaved).
         metadata: key to int, float, bool, str or list.
-        types: name to storage type; float32 for those not named.
+        types: name to storage type of float arrays; float32 for those not named.
     """
     writer = gguf.GGUFWriter(path, family)
     for key, value in metadata.items():
@@ -119,7 +119,10 @@ def write_gguf(
             writer.add_array(key, list(value))
     for name, array in tensors.items():
         kind = (types or {}).get(name, Type.F32)
-        writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
+        if array.dtype == np.int32:
+            writer.add_tensor(name, array)
+        else:
+            writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -43,6 +43,7 @@ CORPUS = (
     "What is the greatest common divisor of 12 and 18? The answer is 6.\n",
     "Solve the equation step by step, then give only the final answer between the tags.\n",
     "<answer>42</answer> It's 3.5 km; they've said: don't! (Well, maybe 1,000.)\n\n",
+    "f <| g |> h <| x |> y <| z |>\n",  # a merge across the edge of a control token
     "Write the words in order: apple, banana, cherry.  Äpfel und Öl, naïve café, 数字。\n",
 )
 

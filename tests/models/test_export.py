@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,8 @@ def test_transformers_loads_the_same_model_back(tmp_path: Path, family: str, tie
     export(tmp_path / "out", config, params, tokenizer, description="Round 3.", max_shard_bytes=shard_bytes)
     assert (tmp_path / "out" / INDEX_FILE).exists() == (family == "qwen2")
 
-    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    both: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded, report = both
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert type(loaded) is type(original) and loaded.dtype == torch.float32
     state, expected = loaded.state_dict(), original.state_dict()
@@ -96,12 +99,7 @@ def test_shards_keep_to_their_size_and_the_index_names_every_tensor(tmp_path: Pa
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
     assert set(index["weight_map"].values()) == set(files) and len(files) > 3
-    leaves: list[np.ndarray] = []
-    stack = [params]
-    while stack:
-        for value in stack.pop().values():
-            (stack if isinstance(value, dict) else leaves).append(value)
-    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in leaves)
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     embedding = index["weight_map"]["model.embed_tokens.weight"]  # alone, since it is larger than the limit
     assert [name for name, file in index["weight_map"].items() if file == embedding] == ["model.embed_tokens.weight"]
     again = load_folder(tmp_path / "out")[1]

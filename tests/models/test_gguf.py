@@ -93,18 +93,7 @@ def test_all_problems_are_in_one_error(tmp_path: Path) -> None:
 def test_integer_tensors_are_refused(tmp_path: Path) -> None:
     _, tensors, metadata = contents("llama", True)
     path = tmp_path / "model.gguf"
-    writer_tensors: dict[str, np.ndarray] = dict(tensors)
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in metadata.items():
-        if key.startswith("llama."):
-            (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
-    writer_tensors["output_norm.weight"] = np.ones(64, np.int32)
-    for name, array in writer_tensors.items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(path, "llama", tensors | {"output_norm.weight": np.ones(64, np.int32)}, metadata)
     with pytest.raises(ModelFilesError, match="output_norm.weight has type I32, which cannot be dequantized"):
         load_gguf(path)
 

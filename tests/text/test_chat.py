@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 
 from sapo_jax.text.byte_tokenizer import byte_tokenizer
-from sapo_jax.text.chat import Example, Prompt, answer_turn, encode_prompt, render_prompt
+from sapo_jax.text.chat import Prompt, answer_turn, encode_prompt, render_prompt
 from sapo_jax.text.tokenizer import Tokenizer, TokenizerError
 from tests.models.hf_folders import small_tokenizer
 
 PROMPT = Prompt(
     system="Answer in tags.",
-    examples=(Example(question="1+1?", ground_truth="2"), Example(question="2+3?", ground_truth="5")),
+    examples=(("1+1?", "2"), ("2+3?", "5")),
     question="4+4?",
 )
 
@@ -20,7 +20,10 @@ def with_template(template: str) -> Tokenizer:
     return Tokenizer(fast, origin="templated")
 
 
-TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[go]{% endif %}"
+TURNS = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[go]{% endif %}"
+)
 
 
 def test_the_layout_of_a_prompt() -> None:
@@ -54,7 +57,8 @@ def test_an_empty_system_prompt_leaves_the_template_its_own() -> None:
 def test_a_template_without_system_role_gets_it_in_the_first_user_turn(template: str) -> None:
     text = render_prompt(with_template(template), PROMPT, enable_thinking=False)
     assert text == (
-        "[user]Answer in tags.\n\n1+1?[assistant]<answer>2</answer>[user]2+3?[assistant]<answer>5</answer>[user]4+4?[go]"
+        "[user]Answer in tags.\n\n1+1?[assistant]<answer>2</answer>"
+        "[user]2+3?[assistant]<answer>5</answer>[user]4+4?[go]"
     )
 
 
@@ -73,7 +77,10 @@ def test_thinking_is_passed_to_templates_that_know_it() -> None:
 
 
 def test_prompts_do_not_depend_on_the_day() -> None:
-    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+    dated = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }}"
+    )
     text = render_prompt(
         with_template(dated + TURNS), Prompt(system="", examples=(), question="?"), enable_thinking=False
     )

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sapo_jax.text.byte_tokenizer import byte_tokenizer
-from sapo_jax.text.chat import Example, Prompt, encode_prompt, render_prompt
+from sapo_jax.text.chat import Prompt, encode_prompt, render_prompt
 from sapo_jax.text.gguf_tokenizer import gguf_tokenizer
 from sapo_jax.text.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from tests.models.gguf_files import tokenizer_metadata
@@ -86,6 +86,13 @@ def test_control_strings_in_text_never_become_control_tokens(tokenizer: Tokenize
         ids = tokenizer.encode_text(text)
         assert tokenizer.special_ids.isdisjoint(ids), text
         assert tokenizer.decode(ids) == text
+
+
+def test_control_strings_are_encoded_as_the_characters_they_are() -> None:
+    fast = small_tokenizer()
+    for text in CONTROL_STRINGS:
+        expected = fast.encode(text, split_special_tokens=True)
+        assert qwen_like().encode_text(text) == expected
 
 
 def test_template_text_does_parse_control_tokens(tokenizer: Tokenizer) -> None:
@@ -198,7 +205,7 @@ def test_no_end_token_at_all_is_an_error() -> None:
 
 def test_the_fallback_layout_and_what_it_exports(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(bare_folder(tmp_path / "in", eos="<|im_end|>"))
-    prompt = Prompt(system="Be brief.", examples=(Example(question="1+1?", ground_truth="2"),), question="2+2?")
+    prompt = Prompt(system="Be brief.", examples=(("1+1?", "2"),), question="2+2?")
     text = render_prompt(tokenizer, prompt, enable_thinking=False)
     assert text == (
         "System: Be brief.\n\nQuestion: 1+1?\nAnswer: <answer>2</answer><|im_end|>\n\nQuestion: 2+2?\nAnswer:"

@@ -1,0 +1,41 @@
+"""Trains a swarm: `python -m sapo_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]`.
+
+Running the same command again resumes; a larger `--config.rounds` continues a finished run.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+from ml_collections import config_flags
+
+from sapo_jax.command import run_command
+from sapo_jax.config import from_config_dict
+from sapo_jax.progress import Progress
+from sapo_jax.report import write_report
+from sapo_jax.signals import StopRequest
+from sapo_jax.summary import describe
+from sapo_jax.training import Training
+from sapo_jax.wiring import select_platform
+from sapo_jax.workdir import open_workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, report.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Trains until `config.rounds` rounds are done or a signal asks to stop."""
+    config = from_config_dict(_CONFIG.value)
+    select_platform(config)
+    with open_workdir(_WORKDIR.value, config) as workdir, Progress(config.rounds) as progress:
+        stop = StopRequest(progress.print)
+        stop.install()
+        with Training(config, workdir, progress, stop) as training:
+            done = training.run()
+        with progress.stage("writing the report", announce=False):
+            pictures = write_report(workdir.path)
+    print(describe(workdir.path, done, config.rounds, pictures))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,208 @@
+"""A whole run: resume, cold start, rounds, held-out evaluations, checkpoints, metrics.
+
+`Training` owns the parts of a run between `open_workdir` and the last checkpoint. What a round does
+is `node.py`'s business; when things happen is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sapo_jax import wiring
+from sapo_jax.checkpoint import Checkpointer
+from sapo_jax.cold_start import cold_start
+from sapo_jax.config import SapoConfig
+from sapo_jax.evaluation import Evaluation, calls_needed, evaluate, evaluation_metrics, gain_metrics
+from sapo_jax.metrics import CompositeTracker, JsonlTracker, TensorBoardTracker, Tracker
+from sapo_jax.node import Metrics, play_round
+from sapo_jax.progress import Progress, Stage
+from sapo_jax.signals import Stopped, StopRequest
+from sapo_jax.workdir import Workdir
+
+EVALUATIONS = "evaluations"  # directory of per-question results, one file per evaluated round
+
+
+class Training:
+    """Plays the rounds of one configuration in one workdir, from wherever it stands there."""
+
+    def __init__(self, config: SapoConfig, workdir: Workdir, progress: Progress, stop: StopRequest) -> None:
+        """Loads what the run needs; nothing is trained yet."""
+        self._config = config
+        self._workdir = workdir
+        self._progress = progress
+        self._stop = stop
+        with progress.stage("preparing tasks"):
+            self._tasks = wiring.build_tasks(config)
+        with progress.stage(f"loading {config.model.source}"):
+            model = wiring.load_model(config)
+        for assumption in model.tokenizer.assumptions:
+            progress.print(f"assumed: {assumption}")
+        if "compute_dtype" not in workdir.resolved:
+            workdir.fix_resolved(compute_dtype=wiring.compute_dtype(config, model))
+        self._prompter = wiring.build_prompter(config, model, self._tasks)
+        with progress.stage("choosing held-out questions"):
+            self._held_out = wiring.build_held_out(config, self._prompter, self._tasks)
+        with progress.stage("placing weights"):
+            self._host = wiring.build_host(config, model, str(workdir.resolved["compute_dtype"]))
+        self._nodes, self._hub = wiring.build_nodes(config, self._prompter, self._tasks)
+        self._checkpoints = Checkpointer(
+            workdir.checkpoints_path, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+        )
+
+    @property
+    def latest_round(self) -> int | None:
+        """Rounds done at the newest checkpoint, or None."""
+        return self._checkpoints.latest_round()
+
+    def run(self) -> int:
+        """Plays until `config.rounds` rounds are done or a stop is requested; returns the rounds done.
+
+        The state is saved at the end in both cases. A stop lets a round finish and discards an
+        evaluation, which the resumed run repeats.
+        """
+        try:
+            done = self._resume_or_begin()
+        except Stopped:
+            return 0  # in the cold start: there is nothing worth saving yet
+        is_fresh = done == 0 and not self._evaluation_path(0).exists()
+        with _Trackers(self._workdir, first_round=0 if is_fresh else done + 1) as tracker:
+            self._evaluate_if_due(done, tracker)
+            while done < self._config.rounds and not self._stop:
+                metrics = play_round(self._nodes, self._host, done + 1)
+                done += 1
+                self._log_round(done, metrics, tracker)
+                self._evaluate_if_due(done, tracker)
+                if self._is_due(done, self._config.checkpoint.every_rounds):
+                    self._save(done)
+            with self._progress.stage("saving", announce=False):
+                self._save(done)
+        return done
+
+    def close(self) -> None:
+        """Closes the checkpoint store."""
+        self._checkpoints.close()
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _resume_or_begin(self) -> int:
+        latest = self._checkpoints.latest_round()
+        # What a killed run evaluated after its last checkpoint is about to happen again.
+        for path in sorted((self._workdir.path / EVALUATIONS).glob("round_*.npz")):
+            if path > self._evaluation_path(latest or 0):
+                path.unlink()
+        if latest is None:
+            if self._config.cold_start.steps:
+                self._cold_start()
+            return 0
+        with self._progress.stage("restoring the checkpoint"):
+            restored = self._checkpoints.restore(None, self._host.arrays)
+        self._host.load_arrays(restored.arrays)
+        self._hub.restore_json(restored.host_state["exchange"])
+        for node, state in zip(self._nodes, restored.host_state["nodes"], strict=True):
+            node.restore_json(state, self._tasks.source.task)
+        self._progress.print(f"resumed after round {restored.round}")
+        for change in self._workdir.environment_changes():
+            self._progress.print(f"note: the run may differ from an uninterrupted one: {change}")
+        return restored.round
+
+    def _cold_start(self) -> None:
+        streams = [
+            wiring.build_stream(self._config, self._tasks, f"cold start of node-{n}") for n in range(self._config.nodes)
+        ]
+        with self._progress.stage("cold start", total=self._config.cold_start.steps) as stage:
+            cold_start(self._host, self._prompter, streams, self._config, advance=self._advance(stage))
+
+    def _advance(self, stage: Stage) -> Callable[[int], None]:
+        """Returns a callback that shows progress and raises Stopped when a stop was requested."""
+
+        def advance(count: int) -> None:
+            stage.advance(count)
+            self._stop.check()
+
+        return advance
+
+    def _is_due(self, done: int, every: int) -> bool:
+        return every > 0 and done % every == 0
+
+    def _evaluate_if_due(self, done: int, tracker: Tracker) -> None:
+        due = done in (0, self._config.rounds) or self._is_due(done, self._config.eval.every_rounds)
+        if not due or self._stop or self._evaluation_path(done).exists():
+            return
+        questions_per_call = max(1, self._config.sharing.local)
+        group_size = self._config.sampling.group_size
+        calls = calls_needed(
+            len(self._held_out), self._config.eval, questions_per_call=questions_per_call, group_size=group_size
+        )
+        try:
+            with self._progress.stage(f"evaluating after round {done}", total=calls) as stage:
+                result = evaluate(
+                    self._host,
+                    self._prompter,
+                    self._tasks.verifier,
+                    self._held_out,
+                    self._config.eval,
+                    questions_per_call=questions_per_call,
+                    group_size=group_size,
+                    advance=self._advance(stage),
+                )
+        except Stopped:
+            return
+        first = result if done == 0 else Evaluation.load(self._evaluation_path(0))
+        for node in [*range(self._config.nodes), None]:
+            tracker.log(done, node, evaluation_metrics(result, node) | gain_metrics(first, result, node))
+        result.save(self._evaluation_path(done))
+        self._progress.evaluated(done, evaluation_metrics(result) | gain_metrics(first, result))
+
+    def _log_round(self, done: int, metrics: Sequence[Metrics], tracker: Tracker) -> None:
+        for node, values in enumerate(metrics):
+            tracker.log(done, node, values)
+        swarm = swarm_metrics(metrics)
+        tracker.log(done, None, swarm)
+        self._progress.round_done(done, swarm)
+
+    def _save(self, done: int) -> None:
+        path = self._evaluation_path(done)
+        best = evaluation_metrics(Evaluation.load(path))["eval/strict_pass_at_1"] if path.exists() else None
+        host_state: dict[str, Any] = {
+            "exchange": self._hub.to_json(),
+            "nodes": [node.to_json() for node in self._nodes],
+        }
+        self._checkpoints.save(done, self._host.arrays, host_state, best)
+
+    def _evaluation_path(self, done: int) -> Path:
+        return self._workdir.path / EVALUATIONS / f"round_{done:06d}.npz"
+
+
+def swarm_metrics(metrics: Sequence[Metrics]) -> Metrics:
+    """Returns one dict for the swarm: counts and tokens summed over nodes, everything else averaged."""
+    names = sorted({name for values in metrics for name in values})
+    swarm: Metrics = {}
+    for name in names:
+        values = [node[name] for node in metrics if name in node]
+        is_total = name.startswith(("tokens/generated", "tokens/trained", "groups/rejected", "tasks/skipped"))
+        swarm[name] = float(np.sum(values) if is_total else np.mean(values))
+    return swarm
+
+
+class _Trackers(CompositeTracker):
+    def __init__(self, workdir: Workdir, first_round: int) -> None:
+        super().__init__(
+            [
+                JsonlTracker(workdir.metrics_path, first_round),
+                TensorBoardTracker(workdir.tensorboard_path, first_round),
+            ]
+        )
+
+    def __enter__(self) -> _Trackers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
