@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sapo_jax.host import SampledRow
 from sapo_jax.tasks.examples import solved_examples
 from sapo_jax.tasks.source import TaskSource
-from sapo_jax.text.chat import Example, Prompt, encode_prompt
+from sapo_jax.text.chat import Prompt, encode_prompt
 from sapo_jax.text.encode import EncodedPrompts, bucket_for, pad_prompts
 from sapo_jax.text.tokenizer import Tokenizer
 from sapo_jax.types import Completion, FinishReason, Task
@@ -41,8 +41,7 @@ class Prompter:
         if key not in self._known:
             if len(self._known) >= _KNOWN_PROMPTS:
                 self._known.clear()
-            solved = solved_examples(self._source, task, self._shots)
-            examples = tuple(Example(question=question, ground_truth=answer) for question, answer in solved)
+            examples = solved_examples(self._source, task, self._shots)
             prompt = Prompt(system=self._system, examples=examples, question=task.question)
             self._known[key] = tuple(
                 encode_prompt(self.tokenizer, prompt, enable_thinking=self._enable_thinking)

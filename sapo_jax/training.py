@@ -108,6 +108,7 @@ class Training:
         self._hub.restore_json(restored.host_state["exchange"])
         for node, state in zip(self._nodes, restored.host_state["nodes"], strict=True):
             node.restore_json(state, self._tasks.source.task)
+        self._progress.resume_at(restored.round)
         self._progress.print(f"resumed after round {restored.round}")
         for change in self._workdir.environment_changes():
             self._progress.print(f"note: the run may differ from an uninterrupted one: {change}")
