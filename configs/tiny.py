@@ -2,7 +2,12 @@
 
     python -m sapo_jax.main --config=configs/tiny.py:4_4 --workdir=runs/tiny
 
-Hardware: one CPU core is enough. Made for tests and for trying out commands.
+Variants: :8_0 (no sharing), :6_2, :4_4 (also without a variant), :2_6.
+
+Hardware: one CPU core is enough. Duration: one to two minutes, most of it compilation and evaluation.
+What to expect: the cold start teaches the answer format, so the format rate is near one from the
+start; the question "is it a leap year?" is answered right about half of the time by chance. Made
+for tests and for trying out commands; what it learns says nothing about the method.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +17,7 @@ from sapo_jax.config import default_config_dict
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    """Returns the configuration; `arg` is the variant."""
     config = default_config_dict()
     presets.apply(config, "paper")
     config.rounds = 20

@@ -184,17 +184,18 @@ class LearnerConfig:
     logit_chunk_tokens: int = 1024  # completion tokens whose logits exist at one time
 
     def __post_init__(self) -> None:
-        _require(
-            self.learning_rate >= 0 and math.isfinite(self.learning_rate),
-            "learner.learning_rate",
-            self.learning_rate,
-            "must be finite and at least 0",
-        )
         _one_of("learner.schedule", self.schedule, ("constant", "linear", "cosine"))
         _one_of("learner.optimizer", self.optimizer, ("adam", "adamw"))
         _one_of("learner.loss_normalizer", self.loss_normalizer, ("tokens", "constant"))
         _one_of("learner.local_encoding", self.local_encoding, ("text", "tokens"))
-        for name in ("warmup_rounds", "weight_decay", "max_grad_norm", "advantage_std_floor", "kl_coef"):
+        for name in (
+            "learning_rate",
+            "warmup_rounds",
+            "weight_decay",
+            "max_grad_norm",
+            "advantage_std_floor",
+            "kl_coef",
+        ):
             _require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "must be at least 0")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"learner.{name}", getattr(self, name), "must be in [0, 1)")
@@ -241,10 +242,12 @@ class EvalConfig:
     samples: int = 16  # completions per question at `temperature`
     temperature: float = 1.0
     greedy: bool = True  # one more completion per question, greedy
+    questions_per_call: int = 0  # questions sampled together; 0: as many as in training, one compilation for both
 
     def __post_init__(self) -> None:
         _require(self.every_rounds >= 0, "eval.every_rounds", self.every_rounds, "must be at least 0")
         _require(self.questions >= 1, "eval.questions", self.questions, "must be at least 1")
+        _require(self.questions_per_call >= 0, "eval.questions_per_call", self.questions_per_call, "must be at least 0")
         _require(self.samples >= 1, "eval.samples", self.samples, "must be at least 1")
         _require(self.temperature > 0, "eval.temperature", self.temperature, "must be positive")
 
@@ -317,6 +320,18 @@ class SapoConfig:
         )
         per = self.host.nodes_per_program
         _require(per == 0 or self.nodes % per == 0, "host.nodes_per_program", per, f"must divide nodes = {self.nodes}")
+        together = per or self.nodes
+        mesh_node = self.host.mesh_node
+        _require(
+            together % mesh_node == 0, "host.mesh_node", mesh_node, f"must divide the {together} nodes of one program"
+        )
+        for path, rows in (
+            ("sharing.local", self.sharing.local),
+            ("sharing.external", self.sharing.external),
+            ("cold_start.batch_rows", self.cold_start.batch_rows if self.cold_start.steps else 0),
+        ):
+            mesh_data = self.host.mesh_data
+            _require(rows % mesh_data == 0, "host.mesh_data", mesh_data, f"must divide config.{path} = {rows}")
 
     @property
     def train_groups(self) -> int:
@@ -335,7 +350,7 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> SapoConfig:
     Raises:
         ConfigError: an unknown, missing, mistyped or out-of-range key, by its dotted path.
     """
-    raw = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    raw = config.to_dict() if isinstance(config, ConfigDict) else config
     return _build(SapoConfig, raw, "")
 
 
@@ -344,13 +359,34 @@ def to_dict(config: SapoConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def field_type(path: str) -> Any:
+    """Returns the annotation of the field at a dotted path, such as float for "learner.learning_rate".
+
+    A group of keys has its dataclass as annotation.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    hint: Any = SapoConfig
+    for depth, name in enumerate(path.split("."), start=1):
+        known = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+        if name not in known:
+            raise _unknown_key(".".join(path.split(".")[:depth]), known)
+        hint = known[name]
+    return hint
+
+
+def _unknown_key(path: str, known: Mapping[str, Any]) -> ConfigError:
+    return ConfigError(f"config.{path}: unknown key (known here: {', '.join(known) or 'none'})")
+
+
 def _build(cls: type, raw: Any, path: str) -> Any:
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"config.{path.rstrip('.')} = {raw!r}: must be a group of keys")
+        raise ConfigError(f"{f'config.{path}'.rstrip('.')} = {raw!r}: must be a group of keys")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(raw) - set(hints))
     if unknown:
-        raise ConfigError(f"config.{path}{unknown[0]}: unknown key (known here: {', '.join(hints)})")
+        raise _unknown_key(f"{path}{unknown[0]}", hints)
     missing = sorted(set(hints) - set(raw))
     if missing:
         raise ConfigError(f"config.{path}{missing[0]}: missing key")
@@ -369,4 +405,5 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"config.{path} = {value!r}: must be of type {hint.__name__}, is {type(value).__name__}")
+    _require(hint is not float or math.isfinite(value), path, value, "must be finite")
     return value

@@ -18,9 +18,14 @@ from sapo_jax.training import Training
 from sapo_jax.wiring import select_platform
 from sapo_jax.workdir import open_workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, report.")
-flags.mark_flags_as_required(["config", "workdir"])
+_OPTIONS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Config file, with a variant such as configs/tiny.py:4_4.", flag_values=_OPTIONS
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run: config, metrics, checkpoints, report.", flag_values=_OPTIONS
+)
+flags.mark_flags_as_required(["config", "workdir"], flag_values=_OPTIONS)
 
 
 def main() -> None:
@@ -28,9 +33,7 @@ def main() -> None:
     config = from_config_dict(_CONFIG.value)
     select_platform(config)
     with open_workdir(_WORKDIR.value, config) as workdir, Progress(config.rounds) as progress:
-        stop = StopRequest(progress.print)
-        stop.install()
-        with Training(config, workdir, progress, stop) as training:
+        with StopRequest(progress.print) as stop, Training(config, workdir, progress, stop) as training:
             done = training.run()
         with progress.stage("writing the report", announce=False):
             pictures = write_report(workdir.path)
@@ -38,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, _OPTIONS)

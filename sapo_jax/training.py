@@ -137,7 +137,7 @@ class Training:
         due = done in (0, self._config.rounds) or self._is_due(done, self._config.eval.every_rounds)
         if not due or self._stop or self._evaluation_path(done).exists():
             return
-        questions_per_call = max(1, self._config.sharing.local)
+        questions_per_call = self._config.eval.questions_per_call or max(1, self._config.sharing.local)
         group_size = self._config.sampling.group_size
         calls = calls_needed(
             len(self._held_out), self._config.eval, questions_per_call=questions_per_call, group_size=group_size

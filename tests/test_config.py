@@ -8,7 +8,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from sapo_jax import config as config_module
-from sapo_jax.config import ConfigError, SapoConfig, default_config_dict, from_config_dict, to_dict
+from sapo_jax.config import (
+    ConfigError,
+    InitModelConfig,
+    SapoConfig,
+    default_config_dict,
+    field_type,
+    from_config_dict,
+    to_dict,
+)
 
 
 def _raw() -> dict[str, typing.Any]:
@@ -118,6 +126,11 @@ _BAD: list[tuple[dict[str, typing.Any], str]] = [
     ({"host.mesh_node": 0}, "host.mesh_node"),
     ({"host.mesh_data": 0}, "host.mesh_data"),
     ({"host.mesh_fsdp": 0}, "host.mesh_fsdp"),
+    ({"host.mesh_node": 4}, "host.mesh_node"),
+    ({"host.mesh_node": 2, "host.nodes_per_program": 1}, "host.mesh_node"),
+    ({"host.mesh_data": 3}, "host.mesh_data"),
+    ({"host.mesh_data": 2, "sharing.external": 3}, "host.mesh_data"),
+    ({"host.mesh_data": 4, "cold_start.steps": 1, "cold_start.batch_rows": 6}, "host.mesh_data"),
     ({"host.mesh_tensor": 0}, "host.mesh_tensor"),
 ]
 
@@ -143,6 +156,16 @@ def test_value_out_of_range_names_its_path(changes, path):
     with pytest.raises(ConfigError) as caught:
         from_config_dict(raw)
     assert str(caught.value).startswith(f"config.{path} = ")
+
+
+@pytest.mark.parametrize("path", [path for path, (_, hint) in _LEAVES.items() if hint is float])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_no_number_may_be_infinite_or_not_a_number(path, value):
+    raw = _raw()
+    _set(raw, path, value)
+    with pytest.raises(ConfigError) as caught:
+        from_config_dict(raw)
+    assert str(caught.value) == f"config.{path} = {value!r}: must be finite"
 
 
 def test_every_field_is_either_free_or_has_a_failing_case():
@@ -198,6 +221,25 @@ def test_a_wrong_element_is_named_by_its_index():
     _set(raw, "tasks.specialties", ("gcd", 2))
     with pytest.raises(ConfigError, match=r"^config\.tasks\.specialties\[1\] = 2: must be of type str, is int$"):
         from_config_dict(raw)
+
+
+@pytest.mark.parametrize("path", ["surprise", "learner.lr", "rounds.more", "model.init.depth.x"])
+def test_the_type_of_an_unknown_field_names_the_first_unknown_key(path):
+    known = path.removesuffix(".x")
+    with pytest.raises(ConfigError, match=rf"^config\.{known}: unknown key \(known here: "):
+        field_type(path)
+
+
+def test_the_type_of_a_field():
+    assert field_type("learner.learning_rate") is float
+    assert field_type("tasks.specialties") == tuple[str, ...]
+    assert field_type("model.init") is InitModelConfig
+
+
+@pytest.mark.parametrize("value", [None, 3, "x"])
+def test_a_config_must_be_a_group(value):
+    with pytest.raises(ConfigError, match=r"^config = .*: must be a group of keys$"):
+        from_config_dict(value)
 
 
 @pytest.mark.parametrize("value", [None, 3, "x", [1]])

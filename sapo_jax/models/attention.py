@@ -53,7 +53,8 @@ def shared_prompt(
     far = jnp.where(prompt_mask[:, None, None, None, None, :], far, -jnp.inf)
     near = _scores("qgckrh,qgekh->qkrgce", grouped, k)
     near = jnp.where(seen[None, None, None, None], near, -jnp.inf)
-    top = jnp.maximum(far.max(-1, keepdims=True), near.max(-1, keepdims=True))
+    # `initial`: a prompt of one token has no context at all.
+    top = jnp.maximum(far.max(-1, keepdims=True, initial=-jnp.inf), near.max(-1, keepdims=True))
     top = jax.lax.stop_gradient(top)  # the softmax does not depend on it
     far, near = jnp.exp(far - top), jnp.exp(near - top)
     total = far.sum(-1, keepdims=True) + near.sum(-1, keepdims=True)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sapo_jax.config import ConfigError
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.decoder import abstract_params, logical_axes
 
@@ -28,12 +29,12 @@ def make_mesh(*, node: int = 1, data: int = 1, fsdp: int = 1, tensor: int = 1) -
     """Returns a mesh over the first node * data * fsdp * tensor devices.
 
     Raises:
-        ValueError: there are fewer devices than that.
+        ConfigError: there are fewer devices than that.
     """
     sizes = (node, data, fsdp, tensor)
     needed, devices = int(np.prod(sizes)), jax.devices()
     if needed > len(devices):
-        raise ValueError(
+        raise ConfigError(
             f"config.host.mesh_node * mesh_data * mesh_fsdp * mesh_tensor = {needed}: "
             f"this process has {len(devices)} {devices[0].platform} device(s)"
         )

@@ -34,7 +34,9 @@ def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """Returns index [...] int32 drawn in proportion to `weights` [..., n]; never one of weight 0."""
     total = jnp.cumsum(weights, axis=-1)
     target = uniform[..., None] * total[..., -1:]
-    index = jnp.sum(total <= target, axis=-1)
-    # Rounding can put the target on the total itself: stay on the last index that has weight.
+    # Weight is asked for, too: a running sum can rise by a rounding where nothing was added.
+    candidates = (total > target) & (weights > 0)
+    # Rounding can put the target on the total itself: then the last index that has weight.
     last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1)
-    return jnp.minimum(index, last).astype(jnp.int32)
+    index = jnp.where(jnp.any(candidates, axis=-1), jnp.argmax(candidates, axis=-1), last)
+    return index.astype(jnp.int32)

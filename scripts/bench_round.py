@@ -1,0 +1,239 @@
+r"""Times whole rounds of a config, and their parts: sampling, work on the host, update.
+
+    python scripts/bench_round.py                                      SmolLM2-135M, 8 own groups of 8
+    python scripts/bench_round.py --random_weights --rounds=5 --json=bench.json
+    python scripts/bench_round.py --config=configs/smollm2_135m.py:4_4 --device=gpu \
+        --config.nodes=8 --config.sampling.prompt_buckets='(512,)' --config.sampling.max_new_tokens=32
+
+Rounds are played as in training: drawn, sampled, published, pulled, scored, selected, encoded,
+updated. Three things differ, so that all rounds do the same work: prompts have one length (the last
+bucket), half of each group counts as right whatever it says (an update skips groups without
+advantage), and nothing is evaluated or saved.
+
+FLOPs are those of the matrix products that the shapes ask for: every prompt once per question, all
+completions up to the limit, padding and masked attention included, recomputation left out, an update
+three times a forward pass. The floor is the time they take at the rate of one large matrix product
+on this machine; memory traffic and everything else come on top.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import sapo_jax
+from sapo_jax import wiring
+from sapo_jax.command import run_command
+from sapo_jax.config import SapoConfig, from_config_dict, to_dict
+from sapo_jax.models.architecture import DecoderConfig
+from sapo_jax.models.decoder import abstract_params
+from sapo_jax.models.sources import LoadedModel
+from sapo_jax.node import play_round
+from sapo_jax.tasks.verifier import Rejection, Verifier
+from sapo_jax.training import swarm_metrics
+from sapo_jax.types import Rollout, ScoredRollout
+
+SMOLLM2_135M = DecoderConfig(
+    family="llama",
+    vocab_size=49152,
+    width=576,
+    mlp_width=1536,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    head_size=64,
+    rope_base=1e5,
+    norm_epsilon=1e-5,
+    tie_embeddings=True,
+    qkv_bias=False,
+    qk_norm=False,
+    max_positions=8192,
+)
+
+# Part of a round -> the metric that times it and the tokens that measure its speed.
+PARTS = {
+    "sampling": ("time/sample_s", "tokens/generated"),
+    "host": ("time/verify_s", None),
+    "update": ("time/update_s", "tokens/trained"),
+    "round": ("time/round_s", "tokens/generated"),
+}
+
+_DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "smollm2_135m.py"
+_OPTIONS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file("config", f"{_DEFAULT_CONFIG}:8_0", "What to time.", flag_values=_OPTIONS)
+_DEVICE = flags.DEFINE_enum(
+    "device", "auto", ["auto", "cpu", "gpu", "tpu"], "Overrides config.host.platform.", flag_values=_OPTIONS
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds timed, after one that compiles.", 1, flag_values=_OPTIONS)
+_RANDOM_WEIGHTS = flags.DEFINE_bool(
+    "random_weights",
+    False,
+    "Random weights of SmolLM2-135M's dimensions, no download; prompts are short questions in bytes (up to 128).",
+    flag_values=_OPTIONS,
+)
+_JSON = flags.DEFINE_string("json", "", "File for the result and everything it depends on.", flag_values=_OPTIONS)
+
+
+class HalfRight(Verifier):
+    """Scores as always, then calls every second completion right and the others wrong."""
+
+    def verify(self, rollout: Rollout) -> ScoredRollout | Rejection:
+        """Returns `rollout` with scores 0, 1, 0, 1, ..., or why it is rejected."""
+        result = super().verify(rollout)
+        if isinstance(result, Rejection):
+            return result
+        return dataclasses.replace(result, scores=tuple(float(i % 2) for i in range(rollout.group_size)))
+
+
+def pass_flops(model: DecoderConfig, *, questions: int, group_size: int, prompt: int, completion: int) -> int:
+    """Returns the FLOPs of one forward pass over `questions` prompts and their completions, in tokens.
+
+    Sampling them costs one such pass, an update three.
+    """
+    context = prompt - 1  # the last prompt token is the first input of every completion
+    rows = questions * group_size * completion
+    attention_width = model.heads * model.head_size
+    kernels = 2 * model.width * (attention_width + model.kv_heads * model.head_size) + 3 * model.width * model.mlp_width
+    pairs = questions * context**2 + rows * (context + completion)  # of a query and a key
+    layer = 2 * kernels * (questions * context + rows) + 4 * attention_width * pairs
+    return model.layers * layer + 2 * model.width * model.vocab_size * rows
+
+
+def matmul_flops_per_s(dtype: jnp.dtype, repeats: int = 5) -> float:
+    """Returns the rate of one large square matrix product in `dtype`, the best of `repeats`."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    jax.block_until_ready(product(x, x))
+    times = []
+    for _ in range(repeats):
+        start_s = time.perf_counter()
+        jax.block_until_ready(product(x, x))
+        times.append(time.perf_counter() - start_s)
+    return 2 * size**3 / min(times)
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory in use at one time so far: of the device, or of the process on a CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def prepare(raw: ConfigDict, *, device: str, random_weights: bool) -> SapoConfig:
+    """Returns the config to time: one prompt length and, with random weights, questions that need no tokenizer."""
+    raw.sampling.prompt_buckets = raw.sampling.prompt_buckets[-1:]
+    if device != "auto":
+        raw.host.platform = device
+    if random_weights:
+        raw.model.source = "init:llama"
+        raw.text.system_prompt = ""
+        raw.tasks.catalog, raw.tasks.specialties, raw.tasks.shots = "easy", ("chain_sum", "leap_year"), 0
+        # Most sampled ids mean nothing in bytes; as text they would be gone before the update.
+        raw.learner.local_encoding = "tokens"
+    return from_config_dict(raw)
+
+
+def measure(config: SapoConfig, model: LoadedModel, rounds: int) -> dict[str, Any]:
+    """Returns times [s], tokens, FLOPs and floors of `rounds` rounds, JSON-ready."""
+    tasks = wiring.build_tasks(config)
+    prompter = wiring.build_prompter(config, model, tasks)
+    dtype = wiring.compute_dtype(config, model)
+    host = wiring.build_host(config, model, dtype)
+    tasks = dataclasses.replace(tasks, verifier=HalfRight(tasks.source))
+    nodes, _ = wiring.build_nodes(config, prompter, tasks)
+    start_s = time.perf_counter()
+    play_round(nodes, host, 1)
+    first_s = time.perf_counter() - start_s
+    played = [swarm_metrics(play_round(nodes, host, 2 + number)) for number in range(rounds)]
+
+    shape = {
+        "group_size": config.sampling.group_size,
+        "prompt": config.sampling.max_prompt_tokens,
+        "completion": config.sampling.max_new_tokens,
+    }
+    sampling = config.nodes * pass_flops(model.config, questions=config.sharing.local, **shape)
+    update = 3 * config.nodes * config.learner.inner_epochs
+    update *= pass_flops(model.config, questions=config.train_groups, **shape)
+    flops = {"sampling": sampling, "update": update, "round": sampling + update}
+    rate = matmul_flops_per_s(jnp.dtype(dtype))
+    parts = {}
+    for part, (timed, counted) in PARTS.items():
+        times = sorted(metrics[timed] for metrics in played)
+        parts[part] = {"median_s": statistics.median(times), "least_s": times[0], "most_s": times[-1]}
+        if counted:
+            speeds = [metrics[counted] / metrics[timed] for metrics in played]
+            parts[part]["tokens_per_s"] = statistics.median(speeds)
+        if part in flops:
+            parts[part] |= {"flops": flops[part], "floor_s": flops[part] / rate}
+    return {
+        "parts": parts,
+        "first_round_s": first_s,
+        "matmul_flops_per_s": rate,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "compute_dtype": dtype,
+        "nodes_per_program": wiring.nodes_per_program(config),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model.config))),
+    }
+
+
+def describe(config: SapoConfig, result: dict[str, Any]) -> str:
+    """Returns the result as a table."""
+    sampling, sharing = config.sampling, config.sharing
+    lines = [
+        f"{config.model.source}, {result['parameters'] / 1e6:.1f}M parameters, {result['compute_dtype']}, "
+        f"{jax.devices()[0].device_kind}",
+        f"{config.nodes} node(s), {result['nodes_per_program']} at a time; {sharing.local} own + {sharing.external} "
+        f"external groups of {sampling.group_size}; prompts of {sampling.max_prompt_tokens}, "
+        f"up to {sampling.max_new_tokens} new tokens",
+        "",
+        f"{'':10}{'median s':>10}{'least':>9}{'most':>9}{'tokens/s':>11}{'TFLOP':>9}{'floor s':>9}{'x floor':>9}",
+    ]
+    for part, row in result["parts"].items():
+        line = f"{part:10}{row['median_s']:>10.3f}{row['least_s']:>9.3f}{row['most_s']:>9.3f}"
+        line += f"{row['tokens_per_s']:>11,.0f}" if "tokens_per_s" in row else " " * 11
+        if "flops" in row:
+            ratio = f"{row['median_s'] / row['floor_s']:>9.1f}" if row["flops"] else " " * 9
+            line += f"{row['flops'] / 1e12:>9.3f}{row['floor_s']:>9.3f}{ratio}"
+        lines.append(line.rstrip())
+    lines += [
+        "",
+        f"floor: {result['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s in one large matrix product",
+        f"peak memory: {result['peak_memory_bytes'] / 2**30:.2f} GiB; first round: {result['first_round_s']:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Times the rounds, prints the table and writes the JSON file."""
+    config = prepare(_CONFIG.value, device=_DEVICE.value, random_weights=_RANDOM_WEIGHTS.value)
+    wiring.select_platform(config)
+    model = wiring.load_model(config)
+    if _RANDOM_WEIGHTS.value:
+        model = dataclasses.replace(model, config=SMOLLM2_135M)
+    result = measure(config, model, _ROUNDS.value)
+    print(describe(config, result))
+    if _JSON.value:
+        machine = {"platform": platform.platform(), "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        record = {"arguments": sys.argv[1:], "sapo_jax": sapo_jax.__version__, "machine": machine}
+        Path(_JSON.value).write_text(
+            json.dumps(record | {"result": result, "config": to_dict(config)}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main, _OPTIONS)
