@@ -72,6 +72,10 @@ class Checkpointer:
             raise CheckpointError(f"{self._directory}: no such checkpoint directory")
         self._manager = self._open()
 
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
     def save(self, round: int, arrays: Any, host_state: Mapping[str, Any], best_metric: float | None = None) -> None:
         """Writes one checkpoint, then drops those that are neither recent nor the best.
 

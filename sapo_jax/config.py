@@ -82,7 +82,7 @@ class TasksConfig:
     """Which problems are drawn, and how."""
 
     catalog: str = "rg_mini_l1"  # paper, easy, rg_mini_l0, rg_mini_l1, rg_mini_l2
-    specialties: tuple[str, ...] = ()  # names of the catalog or of any ReasoningGym dataset; empty: the whole catalog
+    specialties: tuple[str, ...] = ()  # of the catalog, any dataset, or DATASET:{JSON}; empty: all
     shots: int = 1  # solved examples in the prompt
     draw: str = "composite"  # composite: each question from a random specialty; stratified: specialties in turn
     stream: str = "independent"  # independent: every node its own questions; shared: all nodes the same
@@ -318,6 +318,13 @@ class SapoConfig:
             micro,
             f"must divide sharing.local + sharing.external = {self.train_groups}",
         )
+        data = self.host.mesh_data
+        for name, questions in (
+            ("sharing.local", self.sharing.local),
+            ("sharing.local + config.sharing.external", self.train_groups),
+            ("eval.questions_per_call", self.eval.questions_per_call),
+        ):
+            _require(questions % data == 0, "host.mesh_data", data, f"must divide config.{name} = {questions}")
         per = self.host.nodes_per_program
         _require(per == 0 or self.nodes % per == 0, "host.nodes_per_program", per, f"must divide nodes = {self.nodes}")
         together = per or self.nodes
@@ -328,6 +335,7 @@ class SapoConfig:
         for path, rows in (
             ("sharing.local", self.sharing.local),
             ("sharing.external", self.sharing.external),
+            ("eval.questions_per_call", self.eval.questions_per_call),
             ("cold_start.batch_rows", self.cold_start.batch_rows if self.cold_start.steps else 0),
         ):
             mesh_data = self.host.mesh_data

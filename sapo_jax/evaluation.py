@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sapo_jax import statistics
-from sapo_jax.config import EvalConfig
+from sapo_jax.config import EvalConfig, SapoConfig
 from sapo_jax.host import Host, SampledRow
 from sapo_jax.prompting import Prompter
 from sapo_jax.sampling.decode import GREEDY
@@ -114,6 +114,11 @@ def evaluate(
     )
 
 
+def questions_per_call(config: SapoConfig) -> int:
+    """Returns Q of the evaluation's sampler calls: as configured, else as in training."""
+    return config.eval.questions_per_call or config.sharing.local or config.host.mesh_data
+
+
 def calls_needed(tasks: int, config: EvalConfig, *, questions_per_call: int, group_size: int) -> int:
     """Returns how many sampler calls `evaluate` makes."""
     return -(-tasks // questions_per_call) * (-(-config.samples // group_size) + config.greedy)
@@ -124,21 +129,8 @@ def evaluation_metrics(result: Evaluation, node: int | None = None) -> dict[str,
 
     Averages are macro averages over specialties.
     """
-    rows = slice(None) if node is None else slice(node, node + 1)
-    strict = result.scores[rows] >= STRICT_SUCCESS_SCORE
-    samples = strict.shape[-1]
-    per_question = {
-        "eval/strict_pass_at_1": strict,
-        "eval/score_mean": result.scores[rows],
-        "eval/format_rate": result.formatted[rows],
-    }
-    if samples >= PASS_K:
-        per_question["eval/strict_pass_at_8"] = statistics.pass_at_k(strict.sum(axis=-1), samples, PASS_K)
-    if result.greedy_scores.shape[1]:
-        per_question["eval/greedy_strict_pass_at_1"] = result.greedy_scores[rows] >= STRICT_SUCCESS_SCORE
     metrics: dict[str, float] = {}
-    for name, values in per_question.items():
-        means = statistics.specialty_means(values, result.specialties)
+    for name, means in _specialty_means(result, node).items():
         metrics[name] = statistics.macro_mean(means) or 0.0
         if name == "eval/strict_pass_at_1":
             core = statistics.macro_mean(means, statistics.CORE_6)
@@ -148,6 +140,13 @@ def evaluation_metrics(result: Evaluation, node: int | None = None) -> dict[str,
     return metrics
 
 
+def specialty_metrics(result: Evaluation, node: int | None = None) -> dict[str, dict[str, float]]:
+    """Returns the metrics of every specialty by its name, of one node or of the mean over nodes."""
+    by_metric = _specialty_means(result, node)
+    names = dict.fromkeys(result.specialties)
+    return {specialty: {name: means[specialty] for name, means in by_metric.items()} for specialty in names}
+
+
 def gain_metrics(before: Evaluation, after: Evaluation, node: int | None = None) -> dict[str, float]:
     """Returns the gain of strict pass@1 over `before` and its question-paired bootstrap error."""
     rows = slice(None) if node is None else slice(node, node + 1)
@@ -155,6 +154,21 @@ def gain_metrics(before: Evaluation, after: Evaluation, node: int | None = None)
         before.scores[rows] >= STRICT_SUCCESS_SCORE, after.scores[rows] >= STRICT_SUCCESS_SCORE, after.specialties
     )
     return {"eval/strict_pass_at_1_gain": gain.mean, "eval/strict_pass_at_1_gain_stderr": gain.stderr}
+
+
+def _specialty_means(result: Evaluation, node: int | None) -> dict[str, dict[str, float]]:
+    """Returns the mean of every metric over the questions of each specialty: metric, then specialty."""
+    rows = slice(None) if node is None else slice(node, node + 1)
+    strict = result.scores[rows] >= STRICT_SUCCESS_SCORE
+    samples = strict.shape[-1]
+    per_question = {"eval/strict_pass_at_1": strict}
+    if samples >= PASS_K:
+        per_question["eval/strict_pass_at_8"] = statistics.pass_at_k(strict.sum(axis=-1), samples, PASS_K)
+    if result.greedy_scores.shape[1]:
+        per_question["eval/greedy_strict_pass_at_1"] = result.greedy_scores[rows] >= STRICT_SUCCESS_SCORE
+    per_question["eval/score_mean"] = result.scores[rows]
+    per_question["eval/format_rate"] = result.formatted[rows]
+    return {name: statistics.specialty_means(values, result.specialties) for name, values in per_question.items()}
 
 
 def _judge(verifier: Verifier, prompter: Prompter, task: Task, row: SampledRow) -> tuple[float, bool]:

@@ -51,8 +51,12 @@ class Host:
         end_id: int,
         dtype: jnp.dtype,
         nodes_per_program: int,
+        learning: bool = True,
     ) -> None:
-        """Starts every node from `params` (one node, no node axis)."""
+        """Starts every node from `params` (one node, no node axis).
+
+        A host that is not `learning` keeps no optimizer state and no reference: it can only sample.
+        """
         self.model = model
         self.config = config
         self.traces: Counter[str] = Counter()
@@ -65,7 +69,8 @@ class Host:
             fsdp=config.host.mesh_fsdp,
             tensor=config.host.mesh_tensor,
         )
-        self._optimizer = _optimizer(config.learner, config.rounds)
+        self._learning = learning
+        self._optimizer = _optimizer(config.learner, config.rounds) if learning else optax.identity()
         self._sampler = jax.jit(self._sample, static_argnames=("group_size",))
         self._updater = jax.jit(self._update, donate_argnums=0)
         self._supervisor = jax.jit(self._supervise, donate_argnums=0)
@@ -81,12 +86,22 @@ class Host:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """Everything on the devices that a resumed run needs, as a pytree."""
-        return {"states": self._states} | ({"references": self._references} if self._references else {})
+        """Everything on the devices that a resumed run needs, as a pytree of dicts and lists."""
+        states = [state._asdict() for state in self._states]
+        if not self._learning:  # dict entries may be left out when a checkpoint is restored
+            states = [{"params": state["params"]} for state in states]
+        return {"states": states} | ({"references": self._references} if self._references else {})
+
+    def release_arrays(self) -> dict[str, Any]:
+        """Frees `arrays` and returns their shapes, dtypes and shardings, to restore others in their place."""
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.arrays)
+        self._states, self._references = [], None
+        return shapes
 
     def load_arrays(self, arrays: dict[str, Any]) -> None:
         """Takes over arrays of the structure of `arrays`."""
-        self._states = list(arrays["states"])
+        blank = {"opt_state": (), "updates": None}
+        self._states = [TrainState(**(blank | state)) for state in arrays["states"]]
         self._references = list(arrays["references"]) if "references" in arrays else None
 
     def params_of(self, node: int) -> Params:
@@ -143,7 +158,7 @@ class Host:
     def begin(self) -> None:
         """Makes the present policies those of round 0: fresh optimizers, and the KL penalty's reference."""
         self._states = [self._fresh_state(state.params) for state in self._states]
-        if self.config.learner.kl_coef > 0:
+        if self._learning and self.config.learner.kl_coef > 0:
             # A copy, since updates donate the state.
             self._references = [jax.tree.map(jnp.copy, state.params) for state in self._states]
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sapo_jax import wiring
-from sapo_jax.checkpoint import Checkpointer
+from sapo_jax.checkpoint import Checkpointer, CheckpointError, Restored
 from sapo_jax.cold_start import cold_start
 from sapo_jax.config import SapoConfig
-from sapo_jax.evaluation import Evaluation, calls_needed, evaluate, evaluation_metrics, gain_metrics
+from sapo_jax.evaluation import Evaluation, calls_needed, evaluate, evaluation_metrics, gain_metrics, questions_per_call
 from sapo_jax.metrics import CompositeTracker, JsonlTracker, TensorBoardTracker, Tracker
 from sapo_jax.node import Metrics, play_round
 from sapo_jax.progress import Progress, Stage
@@ -42,12 +42,20 @@ class Training:
         for assumption in model.tokenizer.assumptions:
             progress.print(f"assumed: {assumption}")
         if "compute_dtype" not in workdir.resolved:
-            workdir.fix_resolved(compute_dtype=wiring.compute_dtype(config, model))
+            # The layout of the checkpoints follows from the second, so it holds on any machine from now on.
+            workdir.fix_resolved(
+                compute_dtype=wiring.compute_dtype(config, model), nodes_per_program=wiring.nodes_per_program(config)
+            )
         self._prompter = wiring.build_prompter(config, model, self._tasks)
         with progress.stage("choosing held-out questions"):
             self._held_out = wiring.build_held_out(config, self._prompter, self._tasks)
         with progress.stage("placing weights"):
-            self._host = wiring.build_host(config, model, str(workdir.resolved["compute_dtype"]))
+            self._host = wiring.build_host(
+                config,
+                model,
+                str(workdir.resolved["compute_dtype"]),
+                per_program=int(workdir.resolved["nodes_per_program"]),
+            )
         self._nodes, self._hub = wiring.build_nodes(config, self._prompter, self._tasks)
         self._checkpoints = Checkpointer(
             workdir.checkpoints_path, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
@@ -103,16 +111,23 @@ class Training:
                 self._cold_start()
             return 0
         with self._progress.stage("restoring the checkpoint"):
-            restored = self._checkpoints.restore(None, self._host.arrays)
+            restored = self._checkpoints.restore(latest, self._host.release_arrays())
         self._host.load_arrays(restored.arrays)
-        self._hub.restore_json(restored.host_state["exchange"])
-        for node, state in zip(self._nodes, restored.host_state["nodes"], strict=True):
-            node.restore_json(state, self._tasks.source.task)
+        self._restore_host_state(restored)
         self._progress.resume_at(restored.round)
         self._progress.print(f"resumed after round {restored.round}")
         for change in self._workdir.environment_changes():
             self._progress.print(f"note: the run may differ from an uninterrupted one: {change}")
         return restored.round
+
+    def _restore_host_state(self, restored: Restored) -> None:
+        try:
+            self._hub.restore_json(restored.host_state["exchange"])
+            for node, state in zip(self._nodes, restored.host_state["nodes"], strict=True):
+                node.restore_json(state, self._tasks.source.task)
+        except (ValueError, KeyError) as error:  # another version of the task library does not know its tasks
+            place = self._workdir.checkpoints_path / str(restored.round)
+            raise CheckpointError(f"{place}: its exchange and pools cannot be restored: {error}") from error
 
     def _cold_start(self) -> None:
         streams = [
@@ -137,11 +152,8 @@ class Training:
         due = done in (0, self._config.rounds) or self._is_due(done, self._config.eval.every_rounds)
         if not due or self._stop or self._evaluation_path(done).exists():
             return
-        questions_per_call = self._config.eval.questions_per_call or max(1, self._config.sharing.local)
-        group_size = self._config.sampling.group_size
-        calls = calls_needed(
-            len(self._held_out), self._config.eval, questions_per_call=questions_per_call, group_size=group_size
-        )
+        shape = {"questions_per_call": questions_per_call(self._config), "group_size": self._config.sampling.group_size}
+        calls = calls_needed(len(self._held_out), self._config.eval, **shape)
         try:
             with self._progress.stage(f"evaluating after round {done}", total=calls) as stage:
                 result = evaluate(
@@ -150,9 +162,8 @@ class Training:
                     self._tasks.verifier,
                     self._held_out,
                     self._config.eval,
-                    questions_per_call=questions_per_call,
-                    group_size=group_size,
                     advance=self._advance(stage),
+                    **shape,
                 )
         except Stopped:
             return

@@ -10,7 +10,6 @@ from reasoning_gym.utils import SYSTEM_PROMPTS
 
 from sapo_jax.config import ConfigError, SapoConfig
 from sapo_jax.host import Host
-from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.compute_dtype import resolve_compute_dtype
 from sapo_jax.models.decoder import init_params
 from sapo_jax.models.sources import LoadedModel, load
@@ -36,22 +35,19 @@ class TaskSide:
 
 
 def select_platform(config: SapoConfig) -> None:
-    """Makes JAX use `config.host.platform`.
+    """Makes JAX use `config.host.platform`; call it before anything touches a device.
 
     Raises:
         ConfigError: there is no such device.
     """
     wanted = config.host.platform
-    if wanted == "auto":
-        return
-    try:
-        found = jax.devices(wanted)
-    except RuntimeError as error:
+    if wanted == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if wanted not in ("auto", jax.default_backend()):
         raise ConfigError(
             f"config.host.platform = {wanted!r}: no such device here, found {jax.default_backend()}; "
             'use "auto" to take what there is'
-        ) from error
-    jax.config.update("jax_default_device", found[0])
+        )
 
 
 def build_tasks(config: SapoConfig) -> TaskSide:
@@ -86,8 +82,15 @@ def load_model(config: SapoConfig) -> LoadedModel:
     return model
 
 
-def build_host(config: SapoConfig, model: LoadedModel, compute_dtype: str) -> Host:
-    """Returns the host with every node at the model's weights; `init:` weights follow from the run's seed."""
+def build_host(
+    config: SapoConfig, model: LoadedModel, compute_dtype: str, *, per_program: int = 0, learning: bool = True
+) -> Host:
+    """Returns the host with every node at the model's weights; `init:` weights follow from the run's seed.
+
+    Args:
+        per_program: nodes in one compiled call; 0: `nodes_per_program`. Checkpoints are laid out by it.
+        learning: False for a host that only samples, without optimizer state.
+    """
     params = model.params
     if params is None:
         params = jax.device_get(init_params(model.config, jax.random.key(hash_seed(config.seed, "init"))))
@@ -97,7 +100,8 @@ def build_host(config: SapoConfig, model: LoadedModel, compute_dtype: str) -> Ho
         params,
         end_id=model.tokenizer.end_id,
         dtype=jnp.dtype(compute_dtype),
-        nodes_per_program=nodes_per_program(config),
+        nodes_per_program=per_program or nodes_per_program(config),
+        learning=learning,
     )
 
 
@@ -110,12 +114,18 @@ def nodes_per_program(config: SapoConfig) -> int:
     """Returns how many nodes are computed in one call: as configured, else all, or one on a CPU.
 
     A CPU gains nothing from batching different weights, and one node at a time needs less memory.
+
+    Raises:
+        ConfigError: `config.host.mesh_node` does not divide that number.
     """
-    if config.host.nodes_per_program:
-        return config.host.nodes_per_program
-    if config.host.mesh_node > 1 or jax.default_backend() != "cpu":
-        return config.nodes
-    return 1
+    per_program = config.host.nodes_per_program
+    if not per_program:
+        per_program = 1 if config.host.mesh_node == 1 and jax.default_backend() == "cpu" else config.nodes
+    if per_program % config.host.mesh_node:
+        raise ConfigError(
+            f"config.host.mesh_node = {config.host.mesh_node}: must divide the nodes of one program, {per_program}"
+        )
+    return per_program
 
 
 def build_stream(config: SapoConfig, tasks: TaskSide, node_id: str) -> TaskStream:

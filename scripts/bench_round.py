@@ -70,9 +70,9 @@ PARTS = {
     "round": ("time/round_s", "tokens/generated"),
 }
 
-_DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "smollm2_135m.py"
+_DEFAULT_CONFIG = f"--config={Path(__file__).resolve().parents[1] / 'configs' / 'smollm2_135m.py'}:8_0"
 _OPTIONS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file("config", f"{_DEFAULT_CONFIG}:8_0", "What to time.", flag_values=_OPTIONS)
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="What to time.", flag_values=_OPTIONS)
 _DEVICE = flags.DEFINE_enum(
     "device", "auto", ["auto", "cpu", "gpu", "tpu"], "Overrides config.host.platform.", flag_values=_OPTIONS
 )
@@ -236,4 +236,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # As a flag's default it would be loaded whenever this module is imported.
+    if not any(argument.partition("=")[0] in ("--config", "-config") for argument in sys.argv):
+        sys.argv.insert(1, _DEFAULT_CONFIG)
     run_command(main, _OPTIONS)

@@ -116,6 +116,7 @@ _BAD: list[tuple[dict[str, typing.Any], str]] = [
     ({"cold_start.true_frac": 1.1}, "cold_start.true_frac"),
     ({"eval.every_rounds": -1}, "eval.every_rounds"),
     ({"eval.questions": 0}, "eval.questions"),
+    ({"eval.questions_per_call": -1}, "eval.questions_per_call"),
     ({"eval.samples": 0}, "eval.samples"),
     ({"eval.temperature": 0.0}, "eval.temperature"),
     ({"checkpoint.every_rounds": -1}, "checkpoint.every_rounds"),
@@ -130,6 +131,7 @@ _BAD: list[tuple[dict[str, typing.Any], str]] = [
     ({"host.mesh_node": 2, "host.nodes_per_program": 1}, "host.mesh_node"),
     ({"host.mesh_data": 3}, "host.mesh_data"),
     ({"host.mesh_data": 2, "sharing.external": 3}, "host.mesh_data"),
+    ({"host.mesh_data": 2, "eval.questions_per_call": 3}, "host.mesh_data"),
     ({"host.mesh_data": 4, "cold_start.steps": 1, "cold_start.batch_rows": 6}, "host.mesh_data"),
     ({"host.mesh_tensor": 0}, "host.mesh_tensor"),
 ]

@@ -254,7 +254,8 @@ def resolve(catalog: str, specialties: Sequence[str] = ()) -> tuple[Specialty, .
     Args:
         catalog: name in `CATALOGS`.
         specialties: names of the catalog, or of any other ReasoningGym dataset, which then has the
-            library's default configuration; empty means the whole catalog.
+            library's default configuration; `NAME:{...}` gives a dataset the settings of a JSON
+            object, for example `gcd:{"max_value": 40}`. Empty means the whole catalog.
 
     Raises:
         CatalogError: an unknown name (with close matches), a dataset whose scorer is unsafe, or a
@@ -263,16 +264,26 @@ def resolve(catalog: str, specialties: Sequence[str] = ()) -> tuple[Specialty, .
     if catalog not in CATALOGS:
         raise CatalogError(f"config.tasks.catalog = {catalog!r}: unknown; {_suggest(catalog, CATALOGS)}")
     known = {s.name: s for s in CATALOGS[catalog]}
-    chosen = tuple(known[name] if name in known else _library_default(name, known) for name in specialties or known)
+    chosen = tuple(known[name] if name in known else _from_library(name, known) for name in specialties or known)
     for specialty in chosen:
         _check(specialty)
     return chosen
 
 
-def _library_default(name: str, known: Mapping[str, Specialty]) -> Specialty:
+def _from_library(entry: str, known: Mapping[str, Specialty]) -> Specialty:
+    """Returns the specialty of a `DATASET` or `DATASET:{JSON settings}` that is in no catalog."""
+    name, colon, text = entry.partition(":")
     if name not in DATASETS:
         raise CatalogError(f"config.tasks.specialties: unknown {name!r}; {_suggest(name, [*known, *sorted(DATASETS)])}")
-    return _specialty(name)
+    settings = {}
+    if colon:
+        try:
+            settings = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CatalogError(f"config.tasks.specialties: {entry!r}: settings are not JSON: {error}") from error
+        if not isinstance(settings, dict) or "seed" in settings:
+            raise CatalogError(f"config.tasks.specialties: {entry!r}: settings must be a JSON object without a seed")
+    return Specialty(name=name, dataset=name, config={"size": DATASET_SIZE, **settings})
 
 
 def _check(specialty: Specialty) -> None:

@@ -86,6 +86,19 @@ def test_resolve_keeps_the_asked_order_and_adds_library_defaults():
     assert specialties[1] == by_name("easy")["gcd"] and len(specialties[1].config) > 1
 
 
+def test_a_dataset_takes_settings_as_json():
+    (specialty,) = resolve("easy", ['gcd:{"min_value": 2, "max_value": 9}'])
+    assert (specialty.name, specialty.dataset) == ("gcd", "gcd")
+    assert specialty.config == {"size": 500, "min_value": 2, "max_value": 9}
+    assert specialty.digest != resolve("paper", ["gcd"])[0].digest
+
+
+@pytest.mark.parametrize("entry", ["gcd:", "gcd:{", "gcd:[1]", 'gcd:{"seed": 1}', 'gcd:{"no_such_setting": 1}'])
+def test_bad_settings_of_a_dataset_are_one_clear_error(entry: str):
+    with pytest.raises(CatalogError, match="gcd"):
+        resolve("easy", [entry])
+
+
 def test_unknown_names_are_reported_with_key_and_close_matches():
     with pytest.raises(CatalogError, match=r"config\.tasks\.specialties.*'chain_sums'.*'chain_sum'"):
         resolve("easy", ("gcd", "chain_sums"))
