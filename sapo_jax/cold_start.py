@@ -20,6 +20,7 @@ from sapo_jax.seeding import generator
 from sapo_jax.tasks.examples import answer_text
 from sapo_jax.tasks.stream import TaskStream
 from sapo_jax.text.chat import answer_turn
+from sapo_jax.text.encode import encode_completion
 from sapo_jax.types import Completion, FinishReason, Task
 
 
@@ -55,13 +56,15 @@ def _batch(tasks: Sequence[Task], prompter: Prompter, config: SapoConfig, rng: n
     groups = []
     for task in tasks:
         others = [other for other in tasks if other.specialty == task.specialty and other is not task]
-        is_true = not others or rng.random() < config.cold_start.true_frac
+        is_true = rng.random() < config.cold_start.true_frac
+        if not is_true and not others:
+            continue  # no other answer to show, and the true one would be knowledge
         source = task if is_true else others[rng.integers(len(others))]
         target = Completion(text=answer_turn(answer_text(source) or ""), finish_reason=FinishReason.STOP)
+        if encode_completion(prompter.tokenizer, target, config.sampling.max_new_tokens)[1]:
+            continue  # longer than a completion may be: its end would not be taught
         groups.append(
-            TrainingGroup(
-                prompt_ids=prompter.encode(task), completions=(target,), rewards=(1.0,), external=False
-            )
+            TrainingGroup(prompt_ids=prompter.encode(task), completions=(target,), rewards=(1.0,), external=False)
         )
     return build_batch(
         groups,

@@ -171,7 +171,7 @@ def _help(options: flags.FlagValues) -> str:
 
 def _cache_compilations() -> None:
     """Keeps compiled programs across processes, unless the environment names a place of its own."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+MAX_GROUP_SIZE = 64  # completions of one rollout, own or external
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the dotted path."""
@@ -47,7 +49,9 @@ class InitModelConfig:
     def __post_init__(self) -> None:
         for name in ("width", "mlp_width", "layers", "heads", "kv_heads", "head_size"):
             _require(getattr(self, name) >= 1, f"model.init.{name}", getattr(self, name), "must be at least 1")
-        _require(self.heads % self.kv_heads == 0, "model.init.kv_heads", self.kv_heads, f"must divide heads = {self.heads}")
+        _require(
+            self.heads % self.kv_heads == 0, "model.init.kv_heads", self.kv_heads, f"must divide heads = {self.heads}"
+        )
         _require(self.head_size % 2 == 0, "model.init.head_size", self.head_size, "must be even (RoPE rotates pairs)")
         _require(self.rope_base > 0, "model.init.rope_base", self.rope_base, "must be positive")
 
@@ -66,7 +70,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.source), "model.source", self.source, "must name a weight source")
-        _one_of("model.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16", "float64"))
+        _one_of("model.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,10 @@ class TasksConfig:
         _one_of("tasks.stream", self.stream, ("independent", "shared"))
         _require(self.pool_size >= 0, "tasks.pool_size", self.pool_size, "must be at least 0")
         _require(
-            len(set(self.specialties)) == len(self.specialties), "tasks.specialties", self.specialties, "must not repeat"
+            len(set(self.specialties)) == len(self.specialties),
+            "tasks.specialties",
+            self.specialties,
+            "must not repeat",
         )
 
 
@@ -111,7 +118,12 @@ class SamplingConfig:
     min_p: float = 0.0  # 0: off
 
     def __post_init__(self) -> None:
-        _require(self.group_size >= 1, "sampling.group_size", self.group_size, "must be at least 1")
+        _require(
+            1 <= self.group_size <= MAX_GROUP_SIZE,
+            "sampling.group_size",
+            self.group_size,
+            f"must be in [1, {MAX_GROUP_SIZE}], the sizes that verifiers accept",
+        )
         _require(self.max_new_tokens >= 1, "sampling.max_new_tokens", self.max_new_tokens, "must be at least 1")
         buckets = self.prompt_buckets
         _require(len(buckets) >= 1, "sampling.prompt_buckets", buckets, "must hold at least one length")
@@ -203,8 +215,12 @@ class LearnerConfig:
         _require(0 < self.clip_low < 1, "learner.clip_low", self.clip_low, "must be in (0, 1)")
         _require(self.clip_high > 0, "learner.clip_high", self.clip_high, "must be positive")
         _require(self.inner_epochs >= 1, "learner.inner_epochs", self.inner_epochs, "must be at least 1")
-        _require(self.micro_batch_groups >= 0, "learner.micro_batch_groups", self.micro_batch_groups, "must be at least 0")
-        _require(self.logit_chunk_tokens >= 1, "learner.logit_chunk_tokens", self.logit_chunk_tokens, "must be at least 1")
+        _require(
+            self.micro_batch_groups >= 0, "learner.micro_batch_groups", self.micro_batch_groups, "must be at least 0"
+        )
+        _require(
+            self.logit_chunk_tokens >= 1, "learner.logit_chunk_tokens", self.logit_chunk_tokens, "must be at least 1"
+        )
         _require(
             self.weight_decay == 0 or self.optimizer == "adamw",
             "learner.weight_decay",
@@ -311,6 +327,12 @@ class SapoConfig:
             self.sampling.group_size,
             "must be at least 2: a group-relative advantage of one completion is always zero",
         )
+        _require(
+            self.sharing.local >= 1,
+            "sharing.local",
+            self.sharing.local,
+            "must be at least 1: nodes of one host that generate nothing have nothing to share either",
+        )
         micro = self.learner.micro_batch_groups
         _require(
             micro == 0 or self.train_groups % micro == 0,
@@ -318,13 +340,6 @@ class SapoConfig:
             micro,
             f"must divide sharing.local + sharing.external = {self.train_groups}",
         )
-        data = self.host.mesh_data
-        for name, questions in (
-            ("sharing.local", self.sharing.local),
-            ("sharing.local + config.sharing.external", self.train_groups),
-            ("eval.questions_per_call", self.eval.questions_per_call),
-        ):
-            _require(questions % data == 0, "host.mesh_data", data, f"must divide config.{name} = {questions}")
         per = self.host.nodes_per_program
         _require(per == 0 or self.nodes % per == 0, "host.nodes_per_program", per, f"must divide nodes = {self.nodes}")
         together = per or self.nodes
@@ -335,6 +350,7 @@ class SapoConfig:
         for path, rows in (
             ("sharing.local", self.sharing.local),
             ("sharing.external", self.sharing.external),
+            ("learner.micro_batch_groups", micro),
             ("eval.questions_per_call", self.eval.questions_per_call),
             ("cold_start.batch_rows", self.cold_start.batch_rows if self.cold_start.steps else 0),
         ):
@@ -347,8 +363,8 @@ class SapoConfig:
         return self.sharing.local + self.sharing.external
 
 
-def default_config_dict() -> ConfigDict:
-    """Returns the defaults as a locked ConfigDict for a config file to edit."""
+def default_config_dict() -> Any:
+    """Returns the defaults as a locked ConfigDict for a config file to edit (its keys are unknown to type checkers)."""
     return ConfigDict(dataclasses.asdict(SapoConfig())).lock()
 
 

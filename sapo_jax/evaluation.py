@@ -80,8 +80,8 @@ def evaluate(
 ) -> Evaluation:
     """Returns every node's results on `tasks`.
 
-    The sampling seeds depend on node and question alone: all rounds, runs and arms draw
-    the same random numbers for it, which makes differences between them tighter.
+    The sampling seeds depend on node and question alone: all rounds, runs and arms with the same
+    `questions_per_call` draw the same random numbers, which makes differences between them tighter.
 
     Args:
         questions_per_call: Q of a sampler call; the last call repeats questions to fill it.
@@ -116,7 +116,7 @@ def evaluate(
 
 def questions_per_call(config: SapoConfig) -> int:
     """Returns Q of the evaluation's sampler calls: as configured, else as in training."""
-    return config.eval.questions_per_call or config.sharing.local or config.host.mesh_data
+    return config.eval.questions_per_call or config.sharing.local
 
 
 def calls_needed(tasks: int, config: EvalConfig, *, questions_per_call: int, group_size: int) -> int:

@@ -8,22 +8,21 @@ exchange are unknown here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from sapo_jax.algo.losses import MetricSums
 from sapo_jax.config import LearnerConfig, SapoConfig
-from sapo_jax.learner.optimizer import make_optimizer
+from sapo_jax.learner.optimizer import no_optimizer, optimizer_for
 from sapo_jax.learner.step import Batch, TrainState, init_state, update
 from sapo_jax.models import sharding
 from sapo_jax.models.architecture import DecoderConfig
-from sapo_jax.models.decoder import Params
+from sapo_jax.models.decoder import Params, abstract_params
 from sapo_jax.models.node_axis import over_nodes
 from sapo_jax.sampling.decode import Prompts, Samples, sample
 from sapo_jax.text.encode import EncodedPrompts
@@ -70,14 +69,17 @@ class Host:
             tensor=config.host.mesh_tensor,
         )
         self._learning = learning
-        self._optimizer = _optimizer(config.learner, config.rounds) if learning else optax.identity()
+        self._optimizer = optimizer_for(config.learner, config.rounds) if learning else no_optimizer()
         self._sampler = jax.jit(self._sample, static_argnames=("group_size",))
         self._updater = jax.jit(self._update, donate_argnums=0)
         self._supervisor = jax.jit(self._supervise, donate_argnums=0)
-        placed = [self._place_params(params) for _ in range(config.nodes // nodes_per_program)]
-        self._states = [self._fresh_state(program) for program in placed]
+        self._restart = self._compile_restart()
         self._references: list[Params] | None = None
-        self.begin()
+        self._states: list[TrainState] = []
+        for _ in range(config.nodes // nodes_per_program):
+            placed = self._place_params(params)
+            self._states.append(TrainState(placed, *self._restart(placed)))
+        self._keep_references()
 
     @property
     def nodes(self) -> int:
@@ -157,7 +159,11 @@ class Host:
 
     def begin(self) -> None:
         """Makes the present policies those of round 0: fresh optimizers, and the KL penalty's reference."""
-        self._states = [self._fresh_state(state.params) for state in self._states]
+        for program, state in enumerate(self._states):
+            self._states[program] = TrainState(state.params, *self._restart(state.params))
+        self._keep_references()
+
+    def _keep_references(self) -> None:
         if self._learning and self.config.learner.kl_coef > 0:
             # A copy, since updates donate the state.
             self._references = [jax.tree.map(jnp.copy, state.params) for state in self._states]
@@ -197,7 +203,7 @@ class Host:
     def _supervise(self, state: TrainState, batch: Batch) -> TrainState:
         self.traces["supervise"] += 1
         settings = LearnerConfig(learning_rate=self.config.cold_start.learning_rate, remat=self.config.learner.remat)
-        optimizer = _optimizer(settings, rounds=0)
+        optimizer = optimizer_for(settings, rounds=0)
 
         def one_node(state: TrainState, batch: Batch) -> TrainState:
             advantages = batch.valid.astype(jnp.float32)
@@ -228,30 +234,21 @@ class Host:
         """Returns `params` [M', ...] for one program of M' nodes, on its devices."""
         shardings = sharding.param_shardings(self.model, self._mesh)
         stacked = jax.tree.map(lambda x: np.broadcast_to(x, (self._per_program, *x.shape)), params)
-        return jax.device_put(stacked, shardings)
+        # A copy in any case: updates donate these arrays, and programs must not share the source's memory.
+        return jax.device_put(stacked, shardings, may_alias=False)
 
-    def _fresh_state(self, params: Params) -> TrainState:
-        """Returns the state of one program's nodes with an optimizer that has seen nothing."""
+    def _compile_restart(self) -> Callable[[Params], tuple[Any, jax.Array]]:
+        """Returns the function from one program's parameters to fresh optimizer states and update counts."""
+
+        def restart(params: Params) -> tuple[Any, jax.Array]:
+            return over_nodes(partial(init_state, optimizer=self._optimizer))(params)[1:]
+
         shardings = sharding.param_shardings(self.model, self._mesh)
-        initialize = over_nodes(partial(init_state, optimizer=self._optimizer))
-        layout = sharding.like_params(jax.eval_shape(initialize, params), shardings, self._mesh)
-        return jax.jit(initialize, out_shardings=layout)(params)
-
-
-def _optimizer(settings: LearnerConfig, rounds: int) -> optax.GradientTransformation:
-    return make_optimizer(
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        warmup_rounds=settings.warmup_rounds,
-        rounds=rounds,
-        inner_epochs=settings.inner_epochs,
-        optimizer=settings.optimizer,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        epsilon=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-    )
+        stacked = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self._per_program, *x.shape), x.dtype), abstract_params(self.model)
+        )
+        layout = sharding.like_params(jax.eval_shape(restart, stacked), shardings, self._mesh)
+        return jax.jit(restart, out_shardings=layout)
 
 
 def _rows(samples: Samples) -> list[list[list[SampledRow]]]:

@@ -32,7 +32,7 @@ def main() -> None:
     """Trains until `config.rounds` rounds are done or a signal asks to stop."""
     config = from_config_dict(_CONFIG.value)
     select_platform(config)
-    with open_workdir(_WORKDIR.value, config) as workdir, Progress(config.rounds) as progress:
+    with open_workdir(_WORKDIR.value or "", config) as workdir, Progress(config.rounds) as progress:
         with StopRequest(progress.print) as stop, Training(config, workdir, progress, stop) as training:
             done = training.run()
         with progress.stage("writing the report", announce=False):

@@ -34,8 +34,10 @@ def play_round(nodes: Sequence[Node], host: Host, round: int) -> list[Metrics]:
     Nothing waits for another node: an empty exchange leaves a node with its own rollouts.
     """
     clock = _Clock()
-    own = generate(nodes, host, round)
+    tasks = [node.draw() for node in nodes]
+    rows = generate(nodes, host, tasks, round)
     clock.lap("time/sample_s")
+    own = [node.score_own(drawn, group, round) for node, drawn, group in zip(nodes, tasks, rows, strict=True)]
     for node, rollouts in zip(nodes, own, strict=True):
         node.publish(rollouts)
     for node in nodes:
@@ -50,16 +52,14 @@ def play_round(nodes: Sequence[Node], host: Host, round: int) -> list[Metrics]:
     ]
 
 
-def generate(nodes: Sequence[Node], host: Host, round: int) -> list[list[ScoredRollout]]:
-    """Draws I tasks a node, samples G completions of each from its policy, and scores them."""
-    tasks = [node.draw() for node in nodes]
-    if not tasks[0]:
-        return [[] for _ in nodes]  # I = 0: a node that only learns from others
+def generate(
+    nodes: Sequence[Node], host: Host, tasks: Sequence[Sequence[Task]], round: int
+) -> list[list[list[SampledRow]]]:
+    """Returns G completions of each of a node's I tasks from its own policy, as tokens: [M][I][G]."""
     sampling = host.config.sampling
     prompts = nodes[0].prompter.encode_all(tasks)
     seeds = [node.seed("sample", round) for node in nodes]
-    rows = host.sample(prompts, seeds, sampling.temperature, group_size=sampling.group_size)
-    return [node.score_own(drawn, drawn_rows, round) for node, drawn, drawn_rows in zip(nodes, tasks, rows, strict=True)]
+    return host.sample(prompts, seeds, sampling.temperature, group_size=sampling.group_size)
 
 
 def update(nodes: Sequence[Node], host: Host, training: Sequence[Sequence[ScoredRollout]]) -> list[Metrics]:
@@ -114,6 +114,7 @@ class Node:
             max_uses=config.sharing.max_uses,
         )
         self._counts: Counter[str] = Counter()  # since the last round_metrics
+        self._evicted = self._pool.evicted  # at the last round_metrics
 
     def seed(self, purpose: str, round: int) -> int:
         """Returns this node's uint32 seed for one purpose in one round."""
@@ -127,9 +128,7 @@ class Node:
             self._counts[f"tasks/skipped_{reason.value}"] += count
         return list(drawn.tasks)
 
-    def score_own(
-        self, tasks: Sequence[Task], rows: Sequence[Sequence[SampledRow]], round: int
-    ) -> list[ScoredRollout]:
+    def score_own(self, tasks: Sequence[Task], rows: Sequence[Sequence[SampledRow]], round: int) -> list[ScoredRollout]:
         """Returns this round's own rollouts, scored by the same verifier as everybody's."""
         rollouts = [
             Rollout(
@@ -148,8 +147,14 @@ class Node:
         self._exchange.publish([scored.rollout for scored in own])
 
     def pull(self, round: int) -> None:
-        """Takes in what has arrived: what this node's verifier accepts enters the pool."""
-        arrived = self._verified(self._exchange.pull(), "external")
+        """Takes in what has arrived: what this node's verifier accepts enters the pool.
+
+        A node that trains on nothing external (J = 0) empties its mailbox and judges nothing.
+        """
+        rollouts = self._exchange.pull()
+        if self._config.sharing.external == 0:
+            return
+        arrived = self._verified(rollouts, "external")
         fitting = [scored for scored in arrived if self.prompter.fits(scored.task)]
         self._counts["groups/rejected_prompt_too_long"] += len(arrived) - len(fitting)
         self._pool.add(fitting, round)
@@ -193,6 +198,9 @@ class Node:
             metrics["reward/own_stopped_frac"] = float(np.mean(stopped))
         if train_scores:
             metrics["reward/train_mean"] = float(np.mean(train_scores))
+        for reason, count in self._pool.evicted.items():
+            self._counts[f"groups/evicted_{reason}"] += count - self._evicted[reason]
+        self._evicted = self._pool.evicted
         metrics |= {name: float(count) for name, count in self._counts.items() if count}
         self._counts.clear()
         return metrics
@@ -207,6 +215,7 @@ class Node:
             raise ValueError(f"the state of node {state['node_id']!r} is not that of node {self.node_id!r}")
         self._position = int(state["position"])
         self._pool.restore_json(state["pool"], rebuild_task)
+        self._evicted = self._pool.evicted
 
     def _verified(self, rollouts: Sequence[Rollout], whose: str) -> list[ScoredRollout]:
         accepted: list[ScoredRollout] = []

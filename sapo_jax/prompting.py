@@ -43,9 +43,7 @@ class Prompter:
                 self._known.clear()
             examples = solved_examples(self._source, task, self._shots)
             prompt = Prompt(system=self._system, examples=examples, question=task.question)
-            self._known[key] = tuple(
-                encode_prompt(self.tokenizer, prompt, enable_thinking=self._enable_thinking)
-            )
+            self._known[key] = tuple(encode_prompt(self.tokenizer, prompt, enable_thinking=self._enable_thinking))
         return self._known[key]
 
     def encode_question(self, question: str) -> tuple[int, ...]:

@@ -26,6 +26,17 @@ from sapo_jax.workdir import Workdir
 EVALUATIONS = "evaluations"  # directory of per-question results, one file per evaluated round
 
 
+# Beginnings of the names of metrics that add up over nodes; the others are averaged.
+_TOTALS = (
+    "tokens/generated",
+    "tokens/trained",
+    "groups/rejected",
+    "groups/evicted",
+    "groups/missed",
+    "tasks/skipped",
+)
+
+
 class Training:
     """Plays the rounds of one configuration in one workdir, from wherever it stands there."""
 
@@ -57,6 +68,7 @@ class Training:
                 per_program=int(workdir.resolved["nodes_per_program"]),
             )
         self._nodes, self._hub = wiring.build_nodes(config, self._prompter, self._tasks)
+        self._dropped = self._hub.dropped  # up to the last logged round
         self._checkpoints = Checkpointer(
             workdir.checkpoints_path, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
         )
@@ -123,6 +135,7 @@ class Training:
     def _restore_host_state(self, restored: Restored) -> None:
         try:
             self._hub.restore_json(restored.host_state["exchange"])
+            self._dropped = self._hub.dropped
             for node, state in zip(self._nodes, restored.host_state["nodes"], strict=True):
                 node.restore_json(state, self._tasks.source.task)
         except (ValueError, KeyError) as error:  # another version of the task library does not know its tasks
@@ -174,8 +187,12 @@ class Training:
         self._progress.evaluated(done, evaluation_metrics(result) | gain_metrics(first, result))
 
     def _log_round(self, done: int, metrics: Sequence[Metrics], tracker: Tracker) -> None:
-        for node, values in enumerate(metrics):
-            tracker.log(done, node, values)
+        dropped = self._hub.dropped
+        for index, (node, values) in enumerate(zip(self._nodes, metrics, strict=True)):
+            if missed := dropped[node.node_id] - self._dropped[node.node_id]:
+                values["groups/missed"] = float(missed)
+            tracker.log(done, index, values)
+        self._dropped = dropped
         swarm = swarm_metrics(metrics)
         tracker.log(done, None, swarm)
         self._progress.round_done(done, swarm)
@@ -199,7 +216,7 @@ def swarm_metrics(metrics: Sequence[Metrics]) -> Metrics:
     swarm: Metrics = {}
     for name in names:
         values = [node[name] for node in metrics if name in node]
-        is_total = name.startswith(("tokens/generated", "tokens/trained", "groups/rejected", "tasks/skipped"))
+        is_total = name.startswith(_TOTALS)
         swarm[name] = float(np.sum(values) if is_total else np.mean(values))
     return swarm
 

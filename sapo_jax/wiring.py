@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from reasoning_gym.utils import SYSTEM_PROMPTS
 
 from sapo_jax.config import ConfigError, SapoConfig
 from sapo_jax.host import Host
@@ -21,6 +20,7 @@ from sapo_jax.tasks.catalog import Specialty, resolve
 from sapo_jax.tasks.held_out import held_out_tasks
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.stream import TaskStream, require_usable
+from sapo_jax.tasks.system_prompts import system_prompt
 from sapo_jax.tasks.verifier import Verifier
 from sapo_jax.types import Task
 
@@ -43,10 +43,13 @@ def select_platform(config: SapoConfig) -> None:
     wanted = config.host.platform
     if wanted == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    if wanted not in ("auto", jax.default_backend()):
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:  # the environment asks for a platform that is not there
+        raise ConfigError(f"config.host.platform = {wanted!r}: {str(error).splitlines()[0]}") from error
+    if wanted not in ("auto", found):
         raise ConfigError(
-            f"config.host.platform = {wanted!r}: no such device here, found {jax.default_backend()}; "
-            'use "auto" to take what there is'
+            f'config.host.platform = {wanted!r}: no such device here, found {found}; use "auto" to take what there is'
         )
 
 
@@ -59,11 +62,10 @@ def build_tasks(config: SapoConfig) -> TaskSide:
 
 def build_prompter(config: SapoConfig, model: LoadedModel, tasks: TaskSide) -> Prompter:
     """Returns the prompt layout of the model's tokenizer."""
-    name = config.text.system_prompt
     return Prompter(
         model.tokenizer,
         tasks.source,
-        system=SYSTEM_PROMPTS.get(name, name),
+        system=system_prompt(config.text.system_prompt),
         shots=config.tasks.shots,
         enable_thinking=config.text.enable_thinking,
         prompt_buckets=config.sampling.prompt_buckets,
@@ -114,17 +116,10 @@ def nodes_per_program(config: SapoConfig) -> int:
     """Returns how many nodes are computed in one call: as configured, else all, or one on a CPU.
 
     A CPU gains nothing from batching different weights, and one node at a time needs less memory.
-
-    Raises:
-        ConfigError: `config.host.mesh_node` does not divide that number.
     """
     per_program = config.host.nodes_per_program
     if not per_program:
         per_program = 1 if config.host.mesh_node == 1 and jax.default_backend() == "cpu" else config.nodes
-    if per_program % config.host.mesh_node:
-        raise ConfigError(
-            f"config.host.mesh_node = {config.host.mesh_node}: must divide the nodes of one program, {per_program}"
-        )
     return per_program
 
 

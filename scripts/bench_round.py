@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 import sapo_jax
 from sapo_jax import wiring
@@ -134,8 +134,8 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def prepare(raw: ConfigDict, *, device: str, random_weights: bool) -> SapoConfig:
-    """Returns the config to time: one prompt length and, with random weights, questions that need no tokenizer."""
+def prepare(raw: Any, *, device: str, random_weights: bool) -> SapoConfig:
+    """Returns the config to time from a ConfigDict: one prompt length; with random weights, questions in bytes."""
     raw.sampling.prompt_buckets = raw.sampling.prompt_buckets[-1:]
     if device != "auto":
         raw.host.platform = device

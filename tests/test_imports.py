@@ -18,8 +18,9 @@ ROOT = Path(sapo_jax.__file__).parent
 BASE = {"types", "config", "seeding"}
 RECORDS = {"workdir", "metrics", "statistics", "figures", "report", "progress"}  # what a run leaves and shows
 COMMANDS = {"main", "evaluate", "sample", "export"}
+SHELL = {"command", "signals", "summary", "trained"}  # what the commands share
 NODE = {"algo", "models", "sampling", "text", "tasks", "swarm", "learner"}
-ASSEMBLY = {"presets", "checkpoint", "evaluation", "host", "node", "prompting"}
+ASSEMBLY = {"presets", "checkpoint", "evaluation", "host", "node", "prompting", "cold_start", "wiring", "training"}
 
 # Unit (module or package under sapo_jax) -> the other units it may import.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -41,7 +42,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prompting": BASE | {"text", "tasks", "host"},
     "evaluation": BASE | NODE | {"statistics", "metrics", "host", "prompting"},
     "node": BASE | NODE | {"statistics", "metrics", "host", "prompting"},
-    **{unit: BASE | RECORDS | NODE | ASSEMBLY for unit in COMMANDS},
+    "cold_start": BASE | NODE | {"host", "prompting"},
+    "wiring": BASE | NODE | {"host", "node", "prompting"},
+    "signals": set(),
+    "summary": RECORDS,
+    "training": BASE | RECORDS | (ASSEMBLY - {"training"}) | {"signals"},
+    "trained": BASE | RECORDS | NODE | (ASSEMBLY - {"training"}),
+    "command": BASE | RECORDS | NODE | {"checkpoint"},
+    **{unit: BASE | RECORDS | NODE | ASSEMBLY | SHELL for unit in COMMANDS},
 }
 
 # Third-party package -> the only units that may import it.
@@ -52,7 +60,7 @@ OWNED: dict[str, set[str]] = {
     "reasoning_gym": {"tasks"},
     "orbax": {"checkpoint"},
     "optax": {"learner"},
-    "absl": COMMANDS,
+    "absl": {"command", *COMMANDS},
     "matplotlib": {"figures", "report"},
     "tensorboardX": {"metrics"},
     "rich": {"progress", *COMMANDS},

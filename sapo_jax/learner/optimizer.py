@@ -12,6 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from sapo_jax.config import LearnerConfig
+
+Optimizer = optax.GradientTransformation
+
 
 def make_optimizer(
     *,
@@ -26,7 +30,7 @@ def make_optimizer(
     epsilon: float,
     weight_decay: float,
     max_grad_norm: float,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """Returns the transformation from gradients to additive parameter updates.
 
     Args:
@@ -67,6 +71,28 @@ def make_optimizer(
             )
         ),
     )
+
+
+def optimizer_for(settings: LearnerConfig, rounds: int) -> Optimizer:
+    """Returns the transformation that `config.learner` describes for a run of `rounds` rounds."""
+    return make_optimizer(
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        warmup_rounds=settings.warmup_rounds,
+        rounds=rounds,
+        inner_epochs=settings.inner_epochs,
+        optimizer=settings.optimizer,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+    )
+
+
+def no_optimizer() -> Optimizer:
+    """Returns a transformation without state, for a host that only samples."""
+    return optax.identity()
 
 
 def make_schedule(

@@ -22,6 +22,8 @@ from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.decoder import Params, bind
 from sapo_jax.models.forward import shared_prompt_hidden
 
+Array = Any  # numpy where the host makes it, jax on the device
+
 
 class TrainState(NamedTuple):
     """What an update changes: float32 master parameters, optimizer moments, updates applied [] int32."""
@@ -40,15 +42,15 @@ class Batch(NamedTuple):
     truncated [Q, G] bool, cut by the token limit; external [Q] bool.
     """
 
-    prompt_tokens: jax.Array
-    prompt_positions: jax.Array
-    prompt_mask: jax.Array
-    completion_tokens: jax.Array
-    completion_mask: jax.Array
-    rewards: jax.Array
-    valid: jax.Array
-    truncated: jax.Array
-    external: jax.Array
+    prompt_tokens: Array
+    prompt_positions: Array
+    prompt_mask: Array
+    completion_tokens: Array
+    completion_mask: Array
+    rewards: Array
+    valid: Array
+    truncated: Array
+    external: Array
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -128,8 +130,9 @@ def update(
         temperature: of the sampler; log-probs are those of the tempered distribution.
         advantages: [Q, G] to be used instead of group-relative ones (supervised steps: all one).
 
-    A group without any advantage has no gradient and is not computed (unless the KL penalty gives
-    it one); `policy/*` metrics are means over the groups computed. A step whose gradient is not
+    A micro-batch without any advantage has no gradient and is left out (unless the KL penalty gives
+    it one; with several nodes in one call it is computed and ignored). `policy/*` metrics are means
+    over the micro-batches that count. A step whose gradient is not
     finite changes nothing and counts in `learner/skipped_updates`.
     """
     if advantages is None:
@@ -148,6 +151,7 @@ def update(
     if settings.inner_epochs > 1:
         micro = micro._replace(old_logprobs=jax.lax.map(lambda part: score(state.params, part.batch)[0], micro))
     if settings.kl_coef > 0:
+        assert reference is not None, "a KL penalty needs reference parameters"
         micro = micro._replace(ref_logprobs=jax.lax.map(lambda part: score(reference, part.batch)[0], micro))
     denominator = loss_denominator(
         batch.completion_mask,
@@ -214,10 +218,11 @@ def _accumulate(loss: Any, params: Params, micro: _Rows, *, always: bool) -> tup
 def _apply(
     state: TrainState, gradients: Params, metrics: MetricSums, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, MetricSums]:
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    candidate = TrainState(optax.apply_updates(state.params, updates), opt_state, state.updates + 1)
+    params: Any = optax.apply_updates(state.params, updates)
+    candidate = TrainState(params, opt_state, state.updates + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), candidate, state)
     metrics = metrics | {
         "learner/grad_norm": _pair(jnp.where(finite, norm, 0), finite),

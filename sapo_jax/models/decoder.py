@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sapo_jax.models.architecture import DecoderConfig
-from sapo_jax.models.layers import INIT_STDDEV, Block, Projection, RMSNorm, matmul
+from sapo_jax.models.layers import INIT_STDDEV, Block, Projection, RMSNorm, wide_matmul
 
 Params = dict[str, Any]  # nested dict of float32 arrays; `blocks` leaves lead with the layer axis
 
@@ -42,10 +42,9 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns [..., V] float32 (or wider) logits of hidden states [..., D] that left the blocks."""
         normed = self.final_norm(hidden)
-        wide = jnp.promote_types(hidden.dtype, jnp.float32)
-        if self.config.tie_embeddings:
-            return matmul(normed, self.embed["embedding"][...].T).astype(wide)
-        return self.head(normed).astype(wide)
+        # Not rounded to the compute dtype: in bfloat16 close logits would tie.
+        kernel = self.embed["embedding"][...].T if self.config.tie_embeddings else self.head.kernel[...]
+        return wide_matmul(normed, kernel)
 
     def scan_blocks(self, body: LayerBody, carry: Any, layer_inputs: Any, *, remat: bool = False) -> tuple[Any, Any]:
         """Runs `body(block, carry, layer_input) -> (carry, output)` through the layers by one scan.

@@ -28,9 +28,14 @@ def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-@jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns `x @ kernel` in the dtype of `x`, accumulated in at least float32.
+    """Returns `x @ kernel` in the dtype of `x`; see `wide_matmul`."""
+    return wide_matmul(x, kernel).astype(x.dtype)
+
+
+@jax.custom_vjp
+def wide_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns `x @ kernel` as accumulated: factors in the dtype of `x`, sums in at least float32.
 
     The kernel's gradient keeps the kernel's own (master) dtype. Plain autodiff of a bfloat16
     product would multiply float32 cotangents with bfloat16 kernels, which matrix units refuse.
@@ -39,16 +44,16 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x: [..., D] activations.
         kernel: [D, F] master weights.
     """
-    y = jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype), preferred_element_type=_accumulator(x.dtype))
-    return y.astype(x.dtype)
+    return jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype), preferred_element_type=_accumulator(x.dtype))
 
 
 def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return matmul(x, kernel), (x, kernel)
+    return wide_matmul(x, kernel), (x, kernel)
 
 
 def _matmul_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
+    dy = dy.astype(x.dtype)
     accumulate = partial(jnp.einsum, preferred_element_type=_accumulator(x.dtype))
     dx = accumulate("...f,df->...d", dy, kernel.astype(x.dtype)).astype(x.dtype)
     rows = (-1, x.shape[-1]), (-1, dy.shape[-1])
@@ -56,7 +61,7 @@ def _matmul_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple
     return dx, dkernel
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+wide_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class RMSNorm(nnx.Module):

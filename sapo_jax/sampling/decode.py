@@ -24,12 +24,15 @@ from sapo_jax.sampling.warp import warp
 GREEDY = 0.0  # the temperature that asks for the likeliest token
 
 
+Array = Any  # numpy where the host makes it, jax on the device
+
+
 class Prompts(NamedTuple):
     """Left-padded prompts: tokens [M, Q, P] int32, mask [M, Q, P] bool, positions [M, Q, P] int32."""
 
-    tokens: jax.Array
-    mask: jax.Array
-    positions: jax.Array
+    tokens: Array
+    mask: Array
+    positions: Array
 
 
 class Samples(NamedTuple):

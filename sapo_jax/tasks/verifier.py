@@ -11,13 +11,13 @@ import enum
 import math
 from dataclasses import dataclass
 
+from sapo_jax.config import MAX_GROUP_SIZE
 from sapo_jax.tasks.extract import extract_answer
 from sapo_jax.tasks.held_out import is_held_out
 from sapo_jax.tasks.scorers import RefusedDatasetError, refuse_unsafe, score_answer
 from sapo_jax.tasks.source import GenerationError, TaskSource, UnknownTaskError
 from sapo_jax.types import Rollout, ScoredRollout, Task
 
-MAX_GROUP_SIZE = 64
 MAX_COMPLETION_BYTES = 64 * 1024
 STRICT_SUCCESS_SCORE = 0.99
 

@@ -111,7 +111,7 @@ def pad_completions(groups: Sequence[Sequence[Sequence[int]]], length: int, *, p
 
 
 def encode_completion(
-    tokenizer: Tokenizer, completion: Completion, limit: int, local_encoding: Literal["text", "tokens"] = "text"
+    tokenizer: Tokenizer, completion: Completion, limit: int, local_encoding: str = "text"
 ) -> tuple[list[int], bool]:
     """Returns the ids to train on (at most `limit`) and whether the completion counts as truncated.
 
@@ -123,7 +123,7 @@ def encode_completion(
         tokenizer: our own, whoever wrote the completion.
         completion: local or external.
         limit: C, in tokens, end token included.
-        local_encoding: "tokens" keeps a local completion's own ids as they were sampled (they already
+        local_encoding: "text", or "tokens", which keeps a local completion's own ids as they were sampled (they already
             hold the end token); external completions have none and are encoded from text.
     """
     stopped = completion.finish_reason is FinishReason.STOP

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -39,8 +39,13 @@ def ragged_prompts(config: DecoderConfig, lengths: Any = LENGTHS) -> Prompts:
     return Prompts(tokens, index >= offset, np.maximum(index - offset, 0).astype(np.int32))  # type: ignore[arg-type]
 
 
+@cache
+def compiled(config: DecoderConfig, **settings: Any) -> Any:
+    return jax.jit(partial(sample, config, **settings))
+
+
 def drawn(config: DecoderConfig, params: Params, prompts: Prompts, seeds: Any, temperature: float, **settings: Any):
-    compute = jax.jit(partial(sample, config, **({"end_id": END} | settings)))
+    compute = compiled(config, **({"end_id": END} | settings))
     samples = compute(params, prompts, jnp.asarray(seeds, jnp.uint32), jnp.float32(temperature))
     return jax.tree.map(np.asarray, samples)
 
@@ -68,18 +73,18 @@ def as_batch(prompts: Prompts, samples: Samples, node: int) -> Batch:
 def test_log_probs_are_those_the_learner_computes_on_the_same_tokens(family: str) -> None:
     config = small_config(family)
     params, prompts = stacked_params(config), ragged_prompts(config)
-    seen = {}
+    seen, ended = {}, 0
     for temperature in (1.0, 0.7):
-        samples = drawn(config, params, prompts, [1, 2], temperature, group_size=4, max_new_tokens=6)
+        samples = drawn(config, params, prompts, [1, 2], temperature, group_size=12, max_new_tokens=6)
         learner = jax.jit(partial(batch_logprobs, config, temperature=temperature, logit_chunk_tokens=5))
         for node in range(2):
             batch = as_batch(prompts, samples, node)
             logprobs, _ = learner(of_node(params, node), batch)
             mask = np.asarray(batch.completion_mask)
-            assert mask.sum() > 40 and not mask.all()
+            ended += not mask.all()
             np.testing.assert_allclose(samples.logprobs[node][mask], np.asarray(logprobs)[mask], rtol=0, atol=2e-5)
         seen[temperature] = samples.logprobs
-    assert np.abs(seen[1.0] - seen[0.7]).max() > 0.1
+    assert np.abs(seen[1.0] - seen[0.7]).max() > 0.1 and ended
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -31,7 +31,7 @@ def two_runs(tmp_path):
 
 def lines_of(figure, title):
     axes = next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
-    return {line.get_label(): line.get_xydata() for line in axes.lines}
+    return {line.get_label(): np.asarray(line.get_xydata()) for line in axes.lines}
 
 
 def test_draws_every_run_under_its_name(two_runs):
