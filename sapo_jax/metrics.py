@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -151,22 +151,6 @@ def read_metrics(path: str | Path) -> list[Record]:
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     complete = text.split("\n")[:-1]  # what follows the last line break is empty, or was cut
     return [_parse(line, path, number) for number, line in enumerate(complete, start=1) if line.strip()]
-
-
-def reduce_means(parts: Iterable[Mapping[str, tuple[SupportsFloat, SupportsFloat]]]) -> dict[str, float]:
-    """Returns the mean of each metric over parts that carry it as (sum, count).
-
-    Sums and counts are added before the division, so parts of unequal size weigh what they hold.
-    A metric with count 0 everywhere, such as a log-prob of external tokens in a round without
-    them, has no mean and is left out.
-    """
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    for part in parts:
-        for name, (total, count) in part.items():
-            sums[name] = sums.get(name, 0.0) + float(total)
-            counts[name] = counts.get(name, 0.0) + float(count)
-    return {name: total / counts[name] for name, total in sums.items() if counts[name] != 0}
 
 
 def _record(round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> Record:

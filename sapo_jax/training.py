@@ -73,11 +73,6 @@ class Training:
             workdir.checkpoints_path, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
         )
 
-    @property
-    def latest_round(self) -> int | None:
-        """Rounds done at the newest checkpoint, or None."""
-        return self._checkpoints.latest_round()
-
     def run(self) -> int:
         """Plays until `config.rounds` rounds are done or a stop is requested; returns the rounds done.
 

@@ -156,12 +156,3 @@ def test_composite_reaches_all_and_closes_all(tmp_path: Path) -> None:
     assert memory.records == metrics.read_metrics(tmp_path / "m.jsonl")
     with pytest.raises(ValueError, match="closed file"):
         last.log(5, None, {"a": 1.0})
-
-
-def test_means_weigh_what_the_parts_hold() -> None:
-    parts = [
-        {"reward/own_mean": (3.0, 4), "policy/external_logprob_mean": (0.0, 0)},
-        {"reward/own_mean": (1.0, 12), "policy/external_logprob_mean": (0.0, 0), "a": (np.float32(5), np.int32(2))},
-    ]
-    assert metrics.reduce_means(parts) == {"reward/own_mean": 0.25, "a": 2.5}
-    assert metrics.reduce_means([]) == {}

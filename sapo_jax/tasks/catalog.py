@@ -28,17 +28,6 @@ logger = logging.getLogger(__name__)
 # other questions when it changes.
 DATASET_SIZE = 500
 
-# The primary average of small studies: without the task with free reward (propositional_logic),
-# the one that small models never solve (bf) and the one with the longest prompts (arc_1d).
-CORE_6 = (
-    "basic_arithmetic",
-    "base_conversion",
-    "binary_matrix",
-    "calendar_arithmetic",
-    "decimal_arithmetic",
-    "fraction_simplification",
-)
-
 # Items of these depend on Python's string hashing: other processes rebuild them only with the same
 # PYTHONHASHSEED.
 HASH_SEED_DEPENDENT = frozenset({"codeio", "isomorphic_strings", "knight_swap", "ransom_note", "word_ladder"})

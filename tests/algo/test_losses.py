@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from sapo_jax.algo.advantages import group_advantages
-from sapo_jax.algo.grouping import fold_groups
 from sapo_jax.algo.logprobs import token_logprobs, token_logprobs_and_entropy
 from sapo_jax.algo.losses import clipped_objective, kl_penalty, log_ratios, loss_denominator, policy_loss
 from sapo_jax.algo.shapes import ShapeError
@@ -194,7 +193,7 @@ def test_equals_the_published_torch_formula(seed, dtype, tolerance, with_old):
         def loss(logits):
             return policy_loss(
                 token_logprobs(logits, jnp.asarray(batch["tokens"])),
-                fold_groups(group_advantages(jnp.asarray(rewards), use_std=True)),
+                group_advantages(jnp.asarray(rewards), use_std=True).reshape(-1),
                 mask,
                 old_logprobs=jnp.asarray(batch["old"].astype(dtype)) if with_old else None,
                 denominator=loss_denominator(mask, mask.any(axis=1), normalizer="tokens", max_new_tokens=5),

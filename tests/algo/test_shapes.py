@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapo_jax.algo.grouping import fold_groups, unfold_groups
 from sapo_jax.algo.precision import to_reduction_dtype
 from sapo_jax.algo.shapes import ShapeError, check_shapes
 
@@ -47,24 +46,6 @@ def test_check_runs_at_trace_time_and_under_vmap():
     np.testing.assert_array_equal(jax.jit(jax.vmap(add))(jnp.ones((2, 3)), jnp.ones((2, 3))), np.full((2, 3), 2.0))
     with pytest.raises(ShapeError, match="C = 3"):
         jax.eval_shape(jax.vmap(add), jnp.ones((2, 3)), jnp.ones((2, 1)))
-
-
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
-def test_fold_and_unfold_are_inverse_and_keep_order(wrap):
-    grouped = np.arange(2 * 3 * 4).reshape(2, 3, 4)
-    folded = wrap(fold_groups)(grouped)
-    assert folded.shape == (6, 4)
-    for question in range(2):
-        for completion in range(3):
-            np.testing.assert_array_equal(folded[question * 3 + completion], grouped[question, completion])
-    np.testing.assert_array_equal(wrap(lambda x: unfold_groups(x, group_size=3))(folded), grouped)
-
-
-def test_rows_that_do_not_fill_groups_are_refused():
-    with pytest.raises(ShapeError, match="multiple of 3"):
-        unfold_groups(np.zeros((7, 2)), group_size=3)
-    with pytest.raises(ShapeError, match=r"\[Q, G, ...\]"):
-        fold_groups(np.zeros(7))
 
 
 def test_reductions_run_in_float32_unless_inputs_are_float64():

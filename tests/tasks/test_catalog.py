@@ -11,7 +11,8 @@ import sys
 import pytest
 from reasoning_gym.factory import create_dataset
 
-from sapo_jax.tasks.catalog import CATALOGS, CORE_6, CatalogError, Specialty, resolve
+from sapo_jax.statistics import CORE_6
+from sapo_jax.tasks.catalog import CATALOGS, CatalogError, Specialty, resolve
 from sapo_jax.tasks.scorers import REFUSED
 
 NINE = (

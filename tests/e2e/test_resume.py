@@ -1,0 +1,165 @@
+"""A run that was stopped, killed or continued ends where an uninterrupted one ends, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from sapo_jax.metrics import Record, read_metrics
+from sapo_jax.trained import load_trained
+from sapo_jax.workdir import CHECKPOINTS, CONFIG_FILE, METRICS_FILE
+from tests.e2e.runs import call, start, tiny
+
+ROUNDS = 60
+STOP_AFTER = 24  # rounds seen when the process is stopped: after a checkpoint, before the next one
+SAVED_EVERY = 20
+OVERRIDES = (
+    f"--config.rounds={ROUNDS}",
+    f"--config.checkpoint.every_rounds={SAVED_EVERY}",
+    "--config.eval.every_rounds=30",
+    "--config.sharing.max_age_rounds=2",  # the pool holds something at every moment
+    "--config.learner.learning_rate=0.003",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    outcome = call("main", *tiny(workdir, *OVERRIDES))
+    assert outcome.code == 0, outcome.err
+    return workdir
+
+
+def _comparable(workdir: Path) -> list[tuple[int, int | None, dict[str, float]]]:
+    """Returns what was logged, in order, without times."""
+    return [_without_times(record) for record in read_metrics(workdir / METRICS_FILE)]
+
+
+def _without_times(record: Record) -> tuple[int, int | None, dict[str, float]]:
+    metrics = {name: value for name, value in record.metrics.items() if not name.startswith("time/")}
+    return record.round, record.node, metrics
+
+
+def _params(workdir: Path, round: int = ROUNDS) -> Any:
+    trained = load_trained(str(workdir), str(round))
+    return jax.device_get([trained.host.params_of(node) for node in range(trained.config.nodes)])
+
+
+def _assert_same_end(workdir: Path, whole: Path) -> None:
+    assert _comparable(workdir) == _comparable(whole)
+    jax.tree.map(np.testing.assert_array_equal, _params(workdir), _params(whole))
+    for name in ("round_000000.npz", "round_000030.npz", f"round_{ROUNDS:06d}.npz"):
+        with np.load(workdir / "evaluations" / name) as one, np.load(whole / "evaluations" / name) as two:
+            for key in two:
+                np.testing.assert_array_equal(one[key], two[key])
+
+
+def _interrupt(workdir: Path, number: signal.Signals, is_time: Callable[[], bool]) -> tuple[int, str, str]:
+    """Starts the run, sends it a signal once `is_time`, and returns exit code and output."""
+    process = start("main", *tiny(workdir, *OVERRIDES))
+    try:
+        while not is_time():
+            with pytest.raises(subprocess.TimeoutExpired):  # else it ended by itself
+                process.wait(timeout=0.005)
+        os.kill(process.pid, number)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def _logged_rounds(workdir: Path) -> int:
+    path = workdir / METRICS_FILE
+    return max((record.round for record in read_metrics(path)), default=0) if path.exists() else 0
+
+
+def test_what_is_compared_says_something(whole: Path) -> None:
+    lines = _comparable(whole)
+    rounds = [line for line in lines if "reward/own_mean" in line[2]]
+    assert len(rounds) == 3 * ROUNDS  # two nodes and the swarm
+    assert max(metrics["reward/own_mean"] for *_, metrics in rounds) > 0
+    assert sum(metrics["groups/external"] for *_, metrics in rounds) > 0
+    assert len([line for line in lines if "eval/strict_pass_at_1" in line[2]]) == 3 * 3
+    first, last = _params(whole)
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(last), strict=True))
+
+
+def test_a_run_stopped_by_sigterm_goes_on_as_if_nothing_had_happened(tmp_path: Path, whole: Path) -> None:
+    code, out, err = _interrupt(tmp_path, signal.SIGTERM, lambda: _logged_rounds(tmp_path) >= STOP_AFTER)
+    assert code == 0, err
+    assert "SIGTERM: finishing the round, then saving" in out and "Traceback" not in err
+    stopped = _logged_rounds(tmp_path)
+    assert STOP_AFTER <= stopped < ROUNDS, "it has to stop in mid-run, else this test shows nothing"
+    assert f"{stopped} of {ROUNDS} rounds done." in out
+    assert (tmp_path / CHECKPOINTS / str(stopped)).is_dir()  # the round was finished and saved
+    outcome = call("main", *tiny(tmp_path, *OVERRIDES))
+    assert outcome.code == 0, outcome.err
+    assert f"resumed after round {stopped}" in outcome.out
+    _assert_same_end(tmp_path, whole)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, whole: Path) -> None:
+    """Rounds after the checkpoint were logged already; they are played and logged again."""
+    code, _, _ = _interrupt(tmp_path, signal.SIGKILL, lambda: _logged_rounds(tmp_path) >= STOP_AFTER)
+    assert code == -signal.SIGKILL
+    assert STOP_AFTER <= _logged_rounds(tmp_path) < ROUNDS
+    saved = max(int(path.name) for path in (tmp_path / CHECKPOINTS).iterdir() if path.name.isdecimal())
+    assert saved < _logged_rounds(tmp_path)
+    outcome = call("main", *tiny(tmp_path, *OVERRIDES))
+    assert outcome.code == 0, outcome.err
+    assert f"resumed after round {saved}" in outcome.out
+    _assert_same_end(tmp_path, whole)
+
+
+def test_more_rounds_continue_a_finished_run(tmp_path: Path, whole: Path) -> None:
+    """The shorter run ends where the longer one evaluates, so that nothing differs at all."""
+    for rounds in (30, ROUNDS):
+        outcome = call("main", *tiny(tmp_path, *OVERRIDES, f"--config.rounds={rounds}"))
+        assert outcome.code == 0, outcome.err
+    assert "resumed after round 30" in outcome.out
+    _assert_same_end(tmp_path, whole)
+
+
+def test_any_other_difference_is_refused(whole: Path) -> None:
+    before = {path: path.read_bytes() for path in (whole / CONFIG_FILE, whole / METRICS_FILE)}
+    saved = sorted(path.name for path in (whole / CHECKPOINTS).iterdir())
+    outcome = call("main", *tiny(whole, *OVERRIDES, "--config.learner.learning_rate=0.001", "--config.rounds=70"))
+    assert outcome.code == 2 and outcome.err.count("\n") == 2
+    assert "config.learner.learning_rate: 0.003 there, 0.001 here" in outcome.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(path.name for path in (whole / CHECKPOINTS).iterdir()) == saved
+
+
+def test_fewer_rounds_are_refused(whole: Path) -> None:
+    outcome = call("main", *tiny(whole, *OVERRIDES, "--config.rounds=59"))
+    assert outcome.code == 2 and f"config.rounds: {ROUNDS} there, 59 here" in outcome.err
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(whole: Path) -> None:
+    before = (whole / METRICS_FILE).read_bytes()
+    outcome = call("main", *tiny(whole, *OVERRIDES))
+    assert outcome.code == 0 and f"{ROUNDS} of {ROUNDS} rounds done." in outcome.out
+    assert (whole / METRICS_FILE).read_bytes() == before
+
+
+def test_another_machine_is_noted(whole: Path) -> None:
+    path = whole / CONFIG_FILE
+    record = json.loads(path.read_text())
+    original = json.dumps(record)
+    record["environment"]["cores"] = 999
+    path.write_text(json.dumps(record))
+    try:
+        outcome = call("main", *tiny(whole, *OVERRIDES))
+    finally:
+        path.write_text(original)
+    assert outcome.code == 0 and "cores: 999 at the start" in outcome.out
