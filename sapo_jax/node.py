@@ -135,7 +135,7 @@ class Node:
                 task_ref=task.ref,
                 node_id=self.node_id,
                 round=round,
-                policy_version=round - 1,
+                policy_version=(round - 1) * self._config.learner.inner_epochs,
                 completions=tuple(self.prompter.completion(row) for row in group),
             )
             for task, group in zip(tasks, rows, strict=True)

@@ -13,6 +13,9 @@ from sapo_jax.text.tokenizer import Tokenizer
 from sapo_jax.types import Completion, FinishReason, Task
 
 
+_KNOWN_PROMPTS = 4096  # remembered encodings: some hundred megabytes of long prompts at most
+
+
 class Prompter:
     """Lays tasks out in the node's own chat template; remembers what it has encoded."""
 
@@ -77,6 +80,3 @@ class Prompter:
             token_ids=row.token_ids,
             behavior_logprobs=row.logprobs,
         )
-
-
-_KNOWN_PROMPTS = 20_000
