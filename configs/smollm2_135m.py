@@ -4,6 +4,9 @@
 
 Hardware: two CPU cores and 8 GiB of memory; no accelerator, no model hub (the weights come as a
 package from the Python package index).
+Duration: about 6.5 minutes on two cores of an AMD EPYC (float32), without making the environment.
+Expect: held-out strict pass@1 from 0.11 to between 0.39 and 0.54 (seeds 0, 1, 2), format rate from
+0.50 to 0.97 and more.
 Chosen so that the whole of it fits into minutes on two cores: three specialties with short
 questions and answers (one-digit sums and products, leap years), one solved example each, so that
 about half of the first answers are well-formed and some are right; two questions of its own and up
