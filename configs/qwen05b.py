@@ -55,6 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.questions = 50
     config.eval.samples = 8
     config.eval.greedy = False
+    config.eval.questions_per_call = 10  # the same for all variants, so that they draw the same random numbers
     config.checkpoint.every_rounds = 250
     config.checkpoint.keep_last = 1
     config.checkpoint.keep_best = False

@@ -64,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.questions = 60
     config.eval.samples = 8
     config.eval.greedy = False
+    config.eval.questions_per_call = 20  # the same for all variants, so that they draw the same random numbers
     config.checkpoint.every_rounds = 100
     presets.apply_sharing(config, arg)
     return config.lock()

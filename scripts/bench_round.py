@@ -6,18 +6,19 @@ r"""Times whole rounds of a config, and their parts: sampling, work on the host,
         --config.nodes=8 --config.sampling.prompt_buckets='(512,)' --config.sampling.max_new_tokens=32
 
 Rounds are played as in training: drawn, sampled, published, pulled, scored, selected, encoded,
-updated. Three things differ, so that all rounds do the same work: prompts have one length (the last
-bucket), half of each group counts as right whatever it says (an update skips groups without
-advantage), and nothing is evaluated or saved.
+updated. Three things differ, so that all rounds do the same work: prompts have one length (the
+smallest bucket that holds most prompts of every specialty; longer ones are passed over), half of
+each group counts as right whatever it says (an update skips groups without advantage), and nothing
+is evaluated or saved.
 
-FLOPs are those of the matrix products that the shapes ask for: every prompt once per question, all
-completions up to the limit, padding and masked attention included, recomputation left out, an update
-three times a forward pass. The floor is the time they take at the rate of one large matrix product
-on this machine; memory traffic and everything else come on top.
+FLOPs are those of the matrix products that the shapes ask for: every prompt once, completions up to
+the limit, padding and masked attention included, recomputation left out. The floor is their time at
+the rate of one large matrix product on this machine; memory traffic comes on top.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import platform
@@ -41,6 +42,7 @@ from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.decoder import abstract_params
 from sapo_jax.models.sources import LoadedModel
 from sapo_jax.node import play_round
+from sapo_jax.tasks.stream import StreamError, require_usable
 from sapo_jax.tasks.verifier import Rejection, Verifier
 from sapo_jax.training import swarm_metrics
 from sapo_jax.types import Rollout, ScoredRollout
@@ -80,7 +82,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds timed, after one that compil
 _RANDOM_WEIGHTS = flags.DEFINE_bool(
     "random_weights",
     False,
-    "Random weights of SmolLM2-135M's dimensions, no download; prompts are short questions in bytes (up to 128).",
+    "Random weights of SmolLM2-135M's dimensions, no download; prompts are short questions in bytes.",
     flag_values=_OPTIONS,
 )
 _JSON = flags.DEFINE_string("json", "", "File for the result and everything it depends on.", flag_values=_OPTIONS)
@@ -130,13 +132,11 @@ def peak_memory_bytes() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def prepare(raw: Any, *, device: str, random_weights: bool) -> SapoConfig:
-    """Returns the config to time from a ConfigDict: one prompt length; with random weights, questions in bytes."""
-    raw.sampling.prompt_buckets = raw.sampling.prompt_buckets[-1:]
+    """Returns the config to time from a ConfigDict; with random weights it asks short questions in bytes."""
     if device != "auto":
         raw.host.platform = device
     if random_weights:
@@ -148,17 +148,26 @@ def prepare(raw: Any, *, device: str, random_weights: bool) -> SapoConfig:
     return from_config_dict(raw)
 
 
+def with_usual_prompts(config: SapoConfig, model: LoadedModel, tasks: wiring.TaskSide) -> SapoConfig:
+    """Returns `config` with one prompt bucket: the smallest that holds most prompts of every specialty."""
+    for bucket in config.sampling.prompt_buckets:
+        config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, prompt_buckets=(bucket,)))
+        with contextlib.suppress(StreamError):
+            require_usable(tasks.source, tasks.specialties, wiring.build_prompter(config, model, tasks).fits)
+            break
+    return config
+
+
 def measure(config: SapoConfig, model: LoadedModel, rounds: int) -> dict[str, Any]:
     """Returns times [s], tokens, FLOPs and floors of `rounds` rounds, JSON-ready."""
     tasks = wiring.build_tasks(config)
+    config = with_usual_prompts(config, model, tasks)
     prompter = wiring.build_prompter(config, model, tasks)
     dtype = wiring.compute_dtype(config, model)
     host = wiring.build_host(config, model, dtype)
     tasks = dataclasses.replace(tasks, verifier=HalfRight(tasks.source))
     nodes, _ = wiring.build_nodes(config, prompter, tasks)
-    start_s = time.perf_counter()
-    play_round(nodes, host, 1)
-    first_s = time.perf_counter() - start_s
+    first_s = swarm_metrics(play_round(nodes, host, 1))["time/round_s"]
     played = [swarm_metrics(play_round(nodes, host, 2 + number)) for number in range(rounds)]
 
     shape = {
@@ -167,8 +176,8 @@ def measure(config: SapoConfig, model: LoadedModel, rounds: int) -> dict[str, An
         "completion": config.sampling.max_new_tokens,
     }
     sampling = config.nodes * pass_flops(model.config, questions=config.sharing.local, **shape)
-    update = 3 * config.nodes * config.learner.inner_epochs
-    update *= pass_flops(model.config, questions=config.train_groups, **shape)
+    passes = 3 * config.nodes * config.learner.inner_epochs
+    update = passes * pass_flops(model.config, questions=config.train_groups, **shape)
     flops = {"sampling": sampling, "update": update, "round": sampling + update}
     rate = matmul_flops_per_s(jnp.dtype(dtype))
     parts = {}
@@ -186,6 +195,7 @@ def measure(config: SapoConfig, model: LoadedModel, rounds: int) -> dict[str, An
         "matmul_flops_per_s": rate,
         "peak_memory_bytes": peak_memory_bytes(),
         "compute_dtype": dtype,
+        "prompt_tokens": config.sampling.max_prompt_tokens,
         "nodes_per_program": wiring.nodes_per_program(config),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model.config))),
     }
@@ -198,7 +208,7 @@ def describe(config: SapoConfig, result: dict[str, Any]) -> str:
         f"{config.model.source}, {result['parameters'] / 1e6:.1f}M parameters, {result['compute_dtype']}, "
         f"{jax.devices()[0].device_kind}",
         f"{config.nodes} node(s), {result['nodes_per_program']} at a time; {sharing.local} own + {sharing.external} "
-        f"external groups of {sampling.group_size}; prompts of {sampling.max_prompt_tokens}, "
+        f"external groups of {sampling.group_size}; prompts of {result['prompt_tokens']}, "
         f"up to {sampling.max_new_tokens} new tokens",
         "",
         f"{'':10}{'median s':>10}{'least':>9}{'most':>9}{'tokens/s':>11}{'TFLOP':>9}{'floor s':>9}{'x floor':>9}",
@@ -207,8 +217,7 @@ def describe(config: SapoConfig, result: dict[str, Any]) -> str:
         line = f"{part:10}{row['median_s']:>10.3f}{row['least_s']:>9.3f}{row['most_s']:>9.3f}"
         line += f"{row['tokens_per_s']:>11,.0f}" if "tokens_per_s" in row else " " * 11
         if "flops" in row:
-            ratio = f"{row['median_s'] / row['floor_s']:>9.1f}" if row["flops"] else " " * 9
-            line += f"{row['flops'] / 1e12:>9.3f}{row['floor_s']:>9.3f}{ratio}"
+            line += f"{row['flops'] / 1e12:>9.3f}{row['floor_s']:>9.3f}{row['median_s'] / row['floor_s']:>9.1f}"
         lines.append(line.rstrip())
     lines += [
         "",

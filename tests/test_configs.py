@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from sapo_jax import presets, wiring
 from sapo_jax.config import SapoConfig, from_config_dict, to_dict
+from sapo_jax.evaluation import questions_per_call
 from sapo_jax.learner.optimizer import make_optimizer
 from sapo_jax.learner.step import Batch, TrainState, init_state, update
 from sapo_jax.models.architecture import DecoderConfig
@@ -229,9 +230,9 @@ def _nodes_per_program(config: SapoConfig) -> set[int]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_sampler_fits_the_model(name):
-    for questions in sorted({config_of(name, variant).sharing.local for variant in VARIANTS}):
-        config = config_of(name)
-        settings = config.sampling
+    config = config_of(name)
+    settings = config.sampling
+    for questions in sorted({questions_per_call(config), *(config_of(name, v).sharing.local for v in VARIANTS)}):
         for nodes, length in [(n, p) for n in _nodes_per_program(config) for p in settings.prompt_buckets]:
             model, state = state_of(config, nodes)
             draw = partial(

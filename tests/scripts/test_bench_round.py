@@ -112,6 +112,7 @@ def run(monkeypatch, *arguments):
 def test_times_the_rounds_of_a_config(monkeypatch, tmp_path, capsys):
     out = tmp_path / "bench.json"
     sizes = ("--config.sampling.max_new_tokens=4", "--config.sharing.local=2", "--config.sharing.external=1")
+    sizes += ("--config.sampling.prompt_buckets=(20,128,500)",)
     assert run(monkeypatch, "--config=configs/tiny.py", *sizes, "--rounds=2", "--device=cpu", f"--json={out}") == 0
     record = json.loads(out.read_text())
     assert record["config"]["sampling"]["max_new_tokens"] == 4
@@ -128,6 +129,7 @@ def test_times_the_rounds_of_a_config(monkeypatch, tmp_path, capsys):
     # The update ran: sampled tokens became trained tokens, own ones alone at least 2 * 2 * 8 rows.
     assert parts["update"]["tokens_per_s"] * parts["update"]["median_s"] > 32
     assert result["peak_memory_bytes"] > 1e8
+    assert result["prompt_tokens"] == 128  # 20 would hold none, 500 is not needed
     printed = capsys.readouterr().out
     assert "2 own + 1 external groups of 8" in printed and "x floor" in printed
 
