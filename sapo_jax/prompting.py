@@ -12,7 +12,6 @@ from sapo_jax.text.encode import EncodedPrompts, bucket_for, pad_prompts
 from sapo_jax.text.tokenizer import Tokenizer
 from sapo_jax.types import Completion, FinishReason, Task
 
-
 _KNOWN_PROMPTS = 4096  # remembered encodings: some hundred megabytes of long prompts at most
 
 

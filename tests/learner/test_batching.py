@@ -122,7 +122,9 @@ def test_shapes_do_not_depend_on_what_is_in_them() -> None:
         for batch in (built(), built(group(stopped("abcdefg")), group(cut("a"), stopped("b"))))
     ]
     assert shapes[0] == shapes[1]
-    assert [str(dtype) for _, dtype in shapes[0]] == ["int32", "int32", "bool", "int32", "bool", "float32"] + ["bool"] * 3
+    assert [str(dtype) for _, dtype in shapes[0]] == ["int32", "int32", "bool", "int32", "bool", "float32"] + [
+        "bool"
+    ] * 3
 
 
 def test_what_cannot_be_laid_out_is_refused() -> None:

@@ -143,9 +143,7 @@ def compiled(
     settings: LearnerConfig, model: DecoderConfig, temperature: float, rate: float, dtype: Any
 ) -> tuple[optax.GradientTransformation, Any]:
     optimizer = optax.sgd(rate)
-    compute = partial(
-        update, model=model, settings=settings, optimizer=optimizer, temperature=temperature, dtype=dtype
-    )
+    compute = partial(update, model=model, settings=settings, optimizer=optimizer, temperature=temperature, dtype=dtype)
     return optimizer, jax.jit(compute)
 
 
@@ -163,9 +161,7 @@ def moved(params: Params, gradient: Params, rate: float = 1.0) -> Params:
 VARIANTS = {
     "paper": (SETTINGS, 1.0),
     "cool": (
-        replace(
-            SETTINGS, remat=True, logit_chunk_tokens=1000, advantage_std_floor=0.3, allow_truncated_positive=True
-        ),
+        replace(SETTINGS, remat=True, logit_chunk_tokens=1000, advantage_std_floor=0.3, allow_truncated_positive=True),
         0.7,
     ),
     "dr_grpo": (replace(SETTINGS, advantage_std=False, loss_normalizer="constant"), 1.0),
@@ -229,9 +225,9 @@ def test_micro_batches_change_nothing(changes: dict[str, Any]) -> None:
     params, batch = random_params(MODEL, 5, "float64"), random_batch(3)
     reference, rate = (random_params(MODEL, 6, "float64"), 0.01) if changes else (None, 1.0)
     results = [
-        stepped(
-            params, batch, replace(SETTINGS, micro_batch_groups=groups, **changes), rate=rate, reference=reference
-        )[0]
+        stepped(params, batch, replace(SETTINGS, micro_batch_groups=groups, **changes), rate=rate, reference=reference)[
+            0
+        ]
         for groups in ((0, 1) if changes else (0, 1, 2))
     ]
     assert np.abs(results[0]["embed"]["embedding"] - params["embed"]["embedding"]).max() > 1e-4

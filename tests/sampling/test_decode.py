@@ -153,7 +153,9 @@ def test_equal_seeds_give_equal_samples_and_nodes_are_independent_of_their_compa
         np.testing.assert_array_equal(first, second)
     for node, seed in enumerate((7, 8)):
         rows = slice(node, node + 1)
-        alone = drawn(config, jax.tree.map(lambda x, r=rows: x[r], params), of_rows(prompts, rows), [seed], 1.0, **settings)
+        alone = drawn(
+            config, jax.tree.map(lambda x, r=rows: x[r], params), of_rows(prompts, rows), [seed], 1.0, **settings
+        )
         np.testing.assert_array_equal(alone.tokens[0], both.tokens[node])
         np.testing.assert_array_equal(alone.lengths[0], both.lengths[node])
         np.testing.assert_allclose(alone.logprobs[0], both.logprobs[node], rtol=0, atol=1e-5)
@@ -171,7 +173,9 @@ def of_rows(prompts: Prompts, rows: slice) -> Prompts:
     return Prompts(*(array[rows] for array in prompts))
 
 
-@pytest.mark.parametrize(("temperature", "settings"), [(1.0, {}), (0.7, {}), (1.3, {"top_k": 3}), (1.0, {"top_p": 0.8})])
+@pytest.mark.parametrize(
+    ("temperature", "settings"), [(1.0, {}), (0.7, {}), (1.3, {"top_k": 3}), (1.0, {"top_p": 0.8})]
+)
 def test_frequencies_of_two_tokens_in_a_row(temperature: float, settings: dict[str, Any]) -> None:
     """All pairs of a vocabulary of seven, expected from plain forward passes."""
     vocab, draws = 7, 3000
@@ -188,7 +192,10 @@ def test_frequencies_of_two_tokens_in_a_row(temperature: float, settings: dict[s
         real = np.tile(np.append(mask, True), (vocab, 1))
         logits = np.asarray(plain(of_node(params, node), rows, places, real), np.float64) / temperature
         tempered = softmax(logits)
-        first, second = truncated(tempered[0, -2], **settings), np.stack([truncated(p, **settings) for p in tempered[:, -1]])
+        first, second = (
+            truncated(tempered[0, -2], **settings),
+            np.stack([truncated(p, **settings) for p in tempered[:, -1]]),
+        )
         expected = (first[:, None] * second).ravel() * draws
         pairs = samples.tokens[node, question] @ np.array([vocab, 1])
         found = np.bincount(pairs, minlength=vocab * vocab)
