@@ -151,6 +151,10 @@ class Checkpointer:
         """Returns the rounds of the complete checkpoints, rising."""
         return tuple(sorted(r for r in self._manager.all_steps() if self._metadata(r) is not None))
 
+    def damaged_rounds(self) -> tuple[int, ...]:
+        """Returns the rounds whose checkpoint is there in parts only, rising."""
+        return tuple(sorted(set(self._manager.all_steps()) - set(self.rounds())))
+
     def latest_round(self) -> int | None:
         """Returns the newest complete checkpoint's round, or None."""
         return max(self.rounds(), default=None)

@@ -88,7 +88,7 @@ def _find(checkpoints: Checkpointer, round: str) -> int:
     elif round == "latest":
         found = checkpoints.latest_round()
         if found is None:
-            raise CheckpointError(f"{checkpoints.directory}: no checkpoint yet")
+            raise CheckpointError(f"{checkpoints.directory}: no intact checkpoint")
     elif round.isdecimal():
         found = int(round)
     else:

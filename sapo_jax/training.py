@@ -108,7 +108,12 @@ class Training:
         self.close()
 
     def _resume_or_begin(self) -> int:
-        latest = self._checkpoints.latest_round()
+        latest, damaged = self._checkpoints.latest_round(), self._checkpoints.damaged_rounds()
+        if latest is None and damaged:  # beginning anew would overwrite what may still be repaired
+            raise CheckpointError(
+                f"{self._checkpoints.directory}: no checkpoint is intact (damaged: {', '.join(map(str, damaged))}); "
+                "bring one back, or begin anew in another workdir"
+            )
         # What a killed run evaluated after its last checkpoint is about to happen again.
         for path in sorted((self._workdir.path / EVALUATIONS).glob("round_*.npz")):
             if path > self._evaluation_path(latest or 0):

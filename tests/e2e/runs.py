@@ -9,19 +9,39 @@ import runpy
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from sapo_jax.command import parse_flags
+from sapo_jax.config import from_config_dict
+from sapo_jax.progress import Progress
+from sapo_jax.signals import StopRequest
+from sapo_jax.training import Training
+from sapo_jax.workdir import open_workdir
+
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs" / "tiny.py"
 
-# A run that spends its time on rounds, not on evaluations.
+# A run that spends no time on a large model, nor on evaluations, and still earns a reward now and then.
 SMALL = (
     "--config.rounds=2",
+    "--config.model.init.width=32",
+    "--config.model.init.mlp_width=64",
+    "--config.model.init.layers=1",
+    "--config.model.init.heads=2",
+    "--config.model.init.kv_heads=1",
+    '--config.tasks.specialties=("leap_year",)',
     "--config.sampling.group_size=4",
-    "--config.cold_start.steps=2",
+    "--config.cold_start.steps=30",
     "--config.cold_start.batch_rows=8",
+    "--config.cold_start.learning_rate=0.02",
+    "--config.cold_start.true_frac=1.0",
     "--config.eval.every_rounds=0",
     "--config.eval.questions=2",
     "--config.eval.samples=4",
@@ -51,12 +71,32 @@ def call(module: str, *arguments: object) -> Outcome:
         # ml_collections 1.1 loads config files through a deprecated call of importlib.
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
         sys.modules.pop(f"sapo_jax.{module}", None)
+        sys.modules.pop("config_config", None)  # the name ml_collections gives every config file
         try:
             runpy.run_module(f"sapo_jax.{module}", run_name="__main__")
         except SystemExit as exit:
             code = exit.code
     assert isinstance(code, int), code
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def train(arguments: Sequence[str]) -> str:
+    """Does what `main` does save the report, inside this process, and returns what it printed."""
+    options = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=options, sys_argv=["main", *arguments])
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+        parse_flags(["main", *arguments], options)
+    settings = from_config_dict(config.value)
+    out = io.StringIO()
+    with (
+        open_workdir(workdir.value or "", settings) as opened,
+        Progress(settings.rounds, console=Console(file=out)) as progress,
+        Training(settings, opened, progress, StopRequest()) as training,
+    ):
+        assert training.run() == settings.rounds
+    return out.getvalue()
 
 
 def start(module: str, *arguments: object) -> subprocess.Popen[str]:

@@ -17,15 +17,15 @@ import pytest
 from sapo_jax.metrics import Record, read_metrics
 from sapo_jax.trained import load_trained
 from sapo_jax.workdir import CHECKPOINTS, CONFIG_FILE, METRICS_FILE
-from tests.e2e.runs import call, start, tiny
+from tests.e2e.runs import call, start, tiny, train
 
-ROUNDS = 60
-STOP_AFTER = 24  # rounds seen when the process is stopped: after a checkpoint, before the next one
-SAVED_EVERY = 20
+ROUNDS = 40
+STOP_AFTER = 12  # rounds seen when the process is stopped: after a checkpoint, before the next one
+SAVED_EVERY = 10
 OVERRIDES = (
     f"--config.rounds={ROUNDS}",
     f"--config.checkpoint.every_rounds={SAVED_EVERY}",
-    "--config.eval.every_rounds=30",
+    "--config.eval.every_rounds=20",
     "--config.sharing.max_age_rounds=2",  # the pool holds something at every moment
     "--config.learner.learning_rate=0.003",
 )
@@ -35,8 +35,7 @@ OVERRIDES = (
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
-    outcome = call("main", *tiny(workdir, *OVERRIDES))
-    assert outcome.code == 0, outcome.err
+    train(tiny(workdir, *OVERRIDES))
     return workdir
 
 
@@ -58,7 +57,7 @@ def _params(workdir: Path, round: int = ROUNDS) -> Any:
 def _assert_same_end(workdir: Path, whole: Path) -> None:
     assert _comparable(workdir) == _comparable(whole)
     jax.tree.map(np.testing.assert_array_equal, _params(workdir), _params(whole))
-    for name in ("round_000000.npz", "round_000030.npz", f"round_{ROUNDS:06d}.npz"):
+    for name in ("round_000000.npz", "round_000020.npz", f"round_{ROUNDS:06d}.npz"):
         with np.load(workdir / "evaluations" / name) as one, np.load(whole / "evaluations" / name) as two:
             for key in two:
                 np.testing.assert_array_equal(one[key], two[key])
@@ -115,18 +114,14 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, whole: Pa
     assert STOP_AFTER <= _logged_rounds(tmp_path) < ROUNDS
     saved = max(int(path.name) for path in (tmp_path / CHECKPOINTS).iterdir() if path.name.isdecimal())
     assert saved < _logged_rounds(tmp_path)
-    outcome = call("main", *tiny(tmp_path, *OVERRIDES))
-    assert outcome.code == 0, outcome.err
-    assert f"resumed after round {saved}" in outcome.out
+    assert f"resumed after round {saved}" in train(tiny(tmp_path, *OVERRIDES))
     _assert_same_end(tmp_path, whole)
 
 
 def test_more_rounds_continue_a_finished_run(tmp_path: Path, whole: Path) -> None:
     """The shorter run ends where the longer one evaluates, so that nothing differs at all."""
-    for rounds in (30, ROUNDS):
-        outcome = call("main", *tiny(tmp_path, *OVERRIDES, f"--config.rounds={rounds}"))
-        assert outcome.code == 0, outcome.err
-    assert "resumed after round 30" in outcome.out
+    train(tiny(tmp_path, *OVERRIDES, "--config.rounds=20"))
+    assert "resumed after round 20" in train(tiny(tmp_path, *OVERRIDES))
     _assert_same_end(tmp_path, whole)
 
 
@@ -141,25 +136,21 @@ def test_any_other_difference_is_refused(whole: Path) -> None:
 
 
 def test_fewer_rounds_are_refused(whole: Path) -> None:
-    outcome = call("main", *tiny(whole, *OVERRIDES, "--config.rounds=59"))
-    assert outcome.code == 2 and f"config.rounds: {ROUNDS} there, 59 here" in outcome.err
+    outcome = call("main", *tiny(whole, *OVERRIDES, f"--config.rounds={ROUNDS - 1}"))
+    assert outcome.code == 2 and f"config.rounds: {ROUNDS} there, {ROUNDS - 1} here" in outcome.err
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(whole: Path) -> None:
-    before = (whole / METRICS_FILE).read_bytes()
-    outcome = call("main", *tiny(whole, *OVERRIDES))
-    assert outcome.code == 0 and f"{ROUNDS} of {ROUNDS} rounds done." in outcome.out
-    assert (whole / METRICS_FILE).read_bytes() == before
-
-
-def test_another_machine_is_noted(whole: Path) -> None:
+    """It only notes that the machine is another one, for whoever compares its numbers."""
     path = whole / CONFIG_FILE
-    record = json.loads(path.read_text())
-    original = json.dumps(record)
+    original = path.read_text()
+    record = json.loads(original)
     record["environment"]["cores"] = 999
     path.write_text(json.dumps(record))
+    before = (whole / METRICS_FILE).read_bytes()
     try:
-        outcome = call("main", *tiny(whole, *OVERRIDES))
+        out = train(tiny(whole, *OVERRIDES))
     finally:
         path.write_text(original)
-    assert outcome.code == 0 and "cores: 999 at the start" in outcome.out
+    assert f"resumed after round {ROUNDS}" in out and "cores: 999 at the start" in out
+    assert (whole / METRICS_FILE).read_bytes() == before

@@ -21,6 +21,8 @@ from sapo_jax.models.decoder import Params
 from sapo_jax.models.node_axis import over_nodes
 from tests.models.random_models import CASES, random_params, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TIGHT = 1e-10
 Q, G, C, P = 4, 3, 5, 6
 MODEL = small_config("qwen2")

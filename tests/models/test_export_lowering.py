@@ -66,7 +66,15 @@ def lowered(function: Any, *arguments: Any) -> export.Exported:
 def test_the_sampler_lowers_for_every_platform(family: str, dtype: str) -> None:
     config, params = node_params(family)
     draw = partial(
-        sample, config, end_id=1, group_size=G, max_new_tokens=C, top_k=30, top_p=0.95, min_p=0.01, dtype=jnp.dtype(dtype)
+        sample,
+        config,
+        end_id=1,
+        group_size=G,
+        max_new_tokens=C,
+        top_k=30,
+        top_p=0.95,
+        min_p=0.01,
+        dtype=jnp.dtype(dtype),
     )
     arguments = (params, prompts(), np.array([1, 2], np.uint32), np.float32(0.8))
     exported = lowered(draw, *arguments)
@@ -85,9 +93,7 @@ def test_the_update_lowers_for_every_platform(family: str, dtype: str) -> None:
         learning_rate=1e-3, schedule="cosine", warmup_rounds=2, rounds=9, inner_epochs=2, optimizer="adamw",
         beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01, max_grad_norm=1.0,
     )  # fmt: skip
-    one = partial(
-        update, model=config, settings=SETTINGS, optimizer=optimizer, temperature=1.0, dtype=jnp.dtype(dtype)
-    )
+    one = partial(update, model=config, settings=SETTINGS, optimizer=optimizer, temperature=1.0, dtype=jnp.dtype(dtype))
     state = jax.eval_shape(over_nodes(partial(init_state, optimizer=optimizer)), params)
     exported = lowered(over_nodes(one), state, batch(), params)
     produced = jax.tree.unflatten(exported.out_tree, exported.out_avals)

@@ -17,6 +17,8 @@ from sapo_jax.models.decoder import bind
 from sapo_jax.models.layers import matmul
 from tests.models.random_models import CASES, random_params, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TIGHT = 1e-10
 Q, G, C, P = 3, 2, 4, 7
 PROMPT_LENGTHS = (7, 4, 1)  # the last has no context at all

@@ -25,6 +25,8 @@ from sapo_jax.text.chat import Prompt, encode_prompt
 from sapo_jax.text.encode import pad_prompts
 from tests.models.hf_folders import write_hf_folder
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOLERANCE = 1e-4  # of the largest absolute logit
 CASES = [(family, tie) for family in FAMILIES for tie in (True, False)]
 LENGTHS = (13, 7, 1, 10)  # tokens of each row

@@ -18,6 +18,8 @@ from sapo_jax.models.decoder import Params
 from sapo_jax.sampling.decode import GREEDY, Prompts, Samples, sample
 from tests.models.random_models import random_params, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 END = 5
 LENGTHS = ((6, 2, 4), (1, 6, 3))  # prompt tokens of each question of each node
 
