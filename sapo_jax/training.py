@@ -25,7 +25,6 @@ from sapo_jax.workdir import Workdir
 
 EVALUATIONS = "evaluations"  # directory of per-question results, one file per evaluated round
 
-
 # Beginnings of the names of metrics that add up over nodes; the others are averaged.
 _TOTALS = (
     "tokens/generated",

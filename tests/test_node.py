@@ -304,6 +304,18 @@ def test_what_leaves_the_pool_is_counted() -> None:
     assert first["groups/pool"] == second["groups/pool"] == 1
 
 
+def test_every_round_and_node_selects_by_itself() -> None:
+    sharing = SharingConfig(local=2, external=3, max_age_rounds=10, max_uses=64)
+    swarm = _swarm(small_config(sharing=sharing), strangers=["stranger"])
+    tasks = _training_tasks(swarm, 12)
+    swarm.hub.connect("stranger").publish([_rollout(t.ref, [f"<answer>{t.ground_truth}</answer>", "x"]) for t in tasks])
+    drawn = []
+    for node in swarm.nodes:
+        node.pull(1)
+        drawn += [tuple(s.task.question for s in node.select([], round)) for round in range(1, 6)]
+    assert len(set(drawn)) > 8  # of ten
+
+
 def test_a_restored_swarm_plays_on_as_it_would_have() -> None:
     config = small_config(sharing=_sharing(2, 1, max_age_rounds=2))
     whole, stopped, resumed = _swarm(config), _swarm(config), _swarm(config)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sapo_jax.summary import describe
+
+
+def _workdir(path: Path, *lines: dict[str, object]) -> Path:
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def _evaluation(round: int, node: int | None, value: float) -> dict[str, object]:
+    names = ("strict_pass_at_1", "score_mean", "format_rate")
+    metrics = {f"eval/{name}": value for name in names}
+    gain = {"eval/strict_pass_at_1_gain": value - 0.25, "eval/strict_pass_at_1_gain_stderr": 0.0625}
+    return {"round": round, "node": node, **metrics, **gain}
+
+
+def test_before_and_after_are_those_of_the_swarm(tmp_path: Path) -> None:
+    workdir = _workdir(
+        tmp_path,
+        _evaluation(0, 0, 0.9),
+        _evaluation(0, None, 0.25),
+        {"round": 1, "node": None, "reward/own_mean": 0.7},
+        _evaluation(10, None, 0.3),
+        _evaluation(20, 0, 0.9),
+        _evaluation(20, None, 0.5),
+    )
+    text = describe(workdir, 20, 20, [Path("a.png"), Path("b.html")])
+    assert text.startswith("20 of 20 rounds done.\n")
+    rows = {line[:24].strip(): line.split()[-2:] for line in text.splitlines() if line.startswith("  ")}
+    assert rows["strict pass@1"] == rows["mean score"] == rows["format rate"] == ["0.250", "0.500"]
+    assert "strict pass@8" not in text  # it was not measured
+    assert "gain of strict pass@1: +0.250 +- 0.062" in text
+    assert "  a.png\n  b.html\n" in text
+    assert "a larger --config.rounds" in text
+    for command in ("sample", "evaluate", "export"):
+        assert f"python -m sapo_jax.{command} --workdir={workdir}" in text
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
+    text = describe(_workdir(tmp_path, _evaluation(0, None, 0.25)), 3, 20, [])
+    assert text.startswith("3 of 20 rounds done.\n") and "the same command again" in text
+    assert "gain of" not in text  # one evaluation has nothing to be compared with
