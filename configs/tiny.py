@@ -19,7 +19,8 @@ from sapo_jax.config import default_config_dict
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the configuration; `arg` is the variant."""
     config = default_config_dict()
-    presets.apply(config, "paper")
+    variant = presets.parse_variant(arg)
+    presets.apply(config, variant.preset)
     config.rounds = 20
     config.model.source = "init:qwen2"
     config.model.compute_dtype = "float32"  # a tiny product says nothing about which type is faster
@@ -38,5 +39,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.questions = 8
     config.eval.samples = 8
     config.checkpoint.every_rounds = 10
-    presets.apply_sharing(config, arg)
+    presets.apply_sharing(config, variant)
     return config.lock()

@@ -27,6 +27,7 @@ from sapo_jax.tasks.examples import ExamplesError
 from sapo_jax.tasks.held_out import HeldOutError
 from sapo_jax.tasks.scorers import RefusedDatasetError
 from sapo_jax.tasks.stream import StreamError
+from sapo_jax.tasks.system_prompts import SystemPromptError
 from sapo_jax.text.encode import PromptTooLongError
 from sapo_jax.text.tokenizer import TokenizerError
 from sapo_jax.workdir import WorkdirError
@@ -45,6 +46,7 @@ USAGE_ERRORS = (
     PromptTooLongError,
     RefusedDatasetError,
     StreamError,
+    SystemPromptError,
     WorkdirError,
 )
 FAILURES = (CheckpointError, MetricsError, ModelFilesError, TokenizerError, OSError)

@@ -255,7 +255,7 @@ class EvalConfig:
 
     every_rounds: int = 25  # 0: only at the start and at the end
     questions: int = 100  # per specialty
-    samples: int = 16  # completions per question at `temperature`
+    samples: int = 16  # completions per question at `temperature`; fewer than 8 leave pass@8 out
     temperature: float = 1.0
     greedy: bool = True  # one more completion per question, greedy
     questions_per_call: int = 0  # questions sampled together; 0: as many as in training, one compilation for both

@@ -6,6 +6,7 @@ are paired with round 0 question by question.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from sapo_jax.seeding import hash_seed
 from sapo_jax.tasks.extract import extract_answer
 from sapo_jax.tasks.verifier import STRICT_SUCCESS_SCORE, ScoreError, Verifier
 from sapo_jax.types import Task
+from sapo_jax.workdir import replace_file
 
 PASS_K = 8
 
@@ -42,18 +44,17 @@ class Evaluation:
     greedy_scores: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Writes the results to an `.npz` file, under a temporary name first."""
+        """Writes the results to an `.npz` file; raises OSError, naming it, if that fails."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                specialties=np.array(self.specialties),
-                scores=self.scores,
-                formatted=self.formatted,
-                greedy_scores=self.greedy_scores,
-            )
-        partial.replace(path)
+        content = io.BytesIO()
+        np.savez_compressed(
+            content,
+            specialties=np.array(self.specialties),
+            scores=self.scores,
+            formatted=self.formatted,
+            greedy_scores=self.greedy_scores,
+        )
+        replace_file(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
@@ -127,16 +128,18 @@ def calls_needed(tasks: int, config: EvalConfig, *, questions_per_call: int, gro
 def evaluation_metrics(result: Evaluation, node: int | None = None) -> dict[str, float]:
     """Returns the metrics of one node, or of the mean over nodes where `node` is None.
 
-    Averages are macro averages over specialties.
+    Averages are macro averages over specialties. Strict success stands beside it for core-6 and
+    for each specialty by itself.
     """
     metrics: dict[str, float] = {}
     for name, means in _specialty_means(result, node).items():
         metrics[name] = statistics.macro_mean(means) or 0.0
-        if name == "eval/strict_pass_at_1":
+        area, _, measure = name.partition("/")
+        if "strict" in measure:
             core = statistics.macro_mean(means, statistics.CORE_6)
             if core is not None:
-                metrics["eval/core6_strict_pass_at_1"] = core
-            metrics |= {f"eval/{specialty}/strict_pass_at_1": value for specialty, value in means.items()}
+                metrics[f"{area}/core6_{measure}"] = core
+            metrics |= {f"{area}/{specialty}/{measure}": value for specialty, value in means.items()}
     return metrics
 
 

@@ -35,6 +35,9 @@ def main() -> None:
     with open_workdir(_WORKDIR.value or "", config) as workdir, Progress(config.rounds) as progress:
         with StopRequest(progress.print) as stop, Training(config, workdir, progress, stop) as training:
             done = training.run()
+        if not workdir.metrics_path.is_file():
+            progress.print(f"{workdir.path}: stopped before the first evaluation; the same command begins again")
+            return
         with progress.stage("writing the report", announce=False):
             pictures = write_report(workdir.path)
     print(describe(workdir.path, done, config.rounds, pictures))

@@ -7,19 +7,26 @@ scripts read nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Protocol, SupportsFloat
+from typing import IO, Any, Protocol, SupportsFloat
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
 from sapo_jax.workdir import replace_file
 
 _RESERVED = ("round", "node")
+_FLUSH_EVERY_S = 10.0  # how far TensorBoard may lag behind
 
 
 class MetricsError(ValueError):
@@ -94,28 +101,54 @@ class JsonlTracker:
 
 
 class TensorBoardTracker:
-    """Writes TensorBoard events, a run `swarm` and a run `node_NN` for each node below `directory`."""
+    """Writes TensorBoard events, a run `swarm` and a run `node_NN` for each node below `directory`.
+
+    Writing happens inside `log`. (The library's own writer queues events for a thread; when a full
+    disk ends that thread, the queue fills and whoever logs waits forever.)
+    """
 
     def __init__(self, directory: str | Path, first_round: int = 0) -> None:
         """Args as in `JsonlTracker`: events of an earlier process from `first_round` on are purged."""
         self._directory = Path(directory)
         self._first_round = first_round
-        self._writers: dict[int | None, SummaryWriter] = {}
+        self._writers: dict[int | None, RecordWriter] = {}
+        self._flushed_s = time.monotonic()
 
     def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None:
         record = _record(round, node, metrics)
-        if node not in self._writers:
-            name = "swarm" if node is None else f"node_{node:02d}"
-            self._writers[node] = SummaryWriter(
-                logdir=str(self._directory / name), purge_step=self._first_round, flush_secs=10
-            )
-        for key, value in record.metrics.items():
-            self._writers[node].add_scalar(key, value, global_step=round)
+        values = [value for name, number in record.metrics.items() for value in scalar(name, number).value]
+        with self._naming_directory():
+            writer = self._writer(node)
+            writer.write(_event(step=round, summary={"value": values}))
+            if time.monotonic() - self._flushed_s >= _FLUSH_EVERY_S:  # flushing waits for the disk
+                self._flushed_s = time.monotonic()
+                for each in self._writers.values():
+                    each.flush()
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        writers = list(self._writers.values())
         self._writers.clear()
+        with self._naming_directory(), contextlib.ExitStack() as stack:
+            for writer in writers:  # all of them, even if one fails
+                stack.callback(writer.close)
+
+    def _writer(self, node: int | None) -> RecordWriter:
+        if node not in self._writers:
+            directory = self._directory / ("swarm" if node is None else f"node_{node:02d}")
+            directory.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns() // 10**9}.{platform.node()}.{os.getpid()}"
+            writer = self._writers[node] = RecordWriter(str(directory / name))
+            writer.write(_event(file_version="brain.Event:2"))
+            # What an earlier process logged from this round on is void.
+            writer.write(_event(step=self._first_round, session_log=SessionLog(status=SessionLog.START)))
+        return self._writers[node]
+
+    @contextlib.contextmanager
+    def _naming_directory(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, str(self._directory)) from err
 
 
 class CompositeTracker:
@@ -159,6 +192,10 @@ def _record(round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) 
             raise ValueError(f"metric {name!r}: the name is taken by the line's own field")
     values = {name: float(value) for name, value in metrics.items()}
     return Record(round=int(round), node=None if node is None else int(node), metrics=MappingProxyType(values))
+
+
+def _event(**fields: Any) -> bytes:
+    return Event(wall_time=time.time(), **fields).SerializeToString()
 
 
 def _line(record: Record) -> str:

@@ -130,6 +130,7 @@ class Node:
 
     def score_own(self, tasks: Sequence[Task], rows: Sequence[Sequence[SampledRow]], round: int) -> list[ScoredRollout]:
         """Returns this round's own rollouts, scored by the same verifier as everybody's."""
+        self._counts["tokens/generated"] += sum(len(row.token_ids) for group in rows for row in group)
         rollouts = [
             Rollout(
                 task_ref=task.ref,
@@ -189,7 +190,6 @@ class Node:
             "groups/local": float(len(training) - len(external)),
             "groups/external": float(len(external)),
             "groups/pool": float(len(self._pool)),
-            "tokens/generated": float(sum(len(completion.token_ids or ()) for completion in completions)),
         }
         if own_scores:
             metrics["reward/own_mean"] = float(np.mean(own_scores))

@@ -17,6 +17,7 @@ the limit is never reinforced, padding never sits inside a sequence, no text is 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -80,29 +81,42 @@ def apply(config: ConfigDict, name: str) -> None:
     config.update_from_flattened_dict(dict(PRESETS[name]))
 
 
-def parse_variant(arg: str) -> tuple[int, int]:
-    """Returns (I, J), own and external rollouts per update, from a config variant such as `4_4`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """What the part after the colon of `--config=FILE.py:VARIANT` asks for.
+
+    Attributes:
+        preset: a key of `PRESETS`.
+        sharing: (I, J), own and external rollouts per update; None leaves the file's own mix.
+    """
+
+    preset: str = "paper"
+    sharing: tuple[int, int] | None = None
+
+
+def parse_variant(arg: str) -> Variant:
+    """Returns the variant that `arg` spells: empty, `4_4` (I_J), `genrl` (a preset), or `genrl_4_4`.
 
     Raises:
-        ConfigError: anything but two whole numbers joined by an underscore, not both zero.
+        ConfigError: anything else, or I and J both zero.
     """
-    match = re.fullmatch(r"([0-9]{1,4})_([0-9]{1,4})", arg)
+    names = "|".join(PRESETS)
+    match = re.fullmatch(
+        rf"(?:(?P<preset>{names})(?:_(?=.)|$))?(?:(?P<local>[0-9]{{1,4}})_(?P<external>[0-9]{{1,4}}))?", arg
+    )
     if match is None:
         raise ConfigError(
-            f"config variant {arg!r}: must be I_J, own and external rollouts per update, such as 8_0, 6_2, 4_4 or 2_6"
+            f"config variant {arg!r}: must be I_J, own and external rollouts per update, such as 8_0, 6_2, 4_4 or 2_6; "
+            f"a preset ({', '.join(PRESETS)}); or both, such as genrl_4_4"
         )
-    local, external = int(match[1]), int(match[2])
-    if local + external < 1:
+    sharing = (int(match["local"]), int(match["external"])) if match["local"] else None
+    if sharing == (0, 0):
         raise ConfigError(f"config variant {arg!r}: I + J must be at least 1, else there is nothing to train on")
-    return local, external
+    return Variant(preset=match["preset"] or "paper", sharing=sharing)
 
 
-def apply_sharing(config: ConfigDict, arg: str) -> None:
-    """Sets `sharing.local` and `sharing.external` from the variant `arg`; empty changes nothing.
-
-    Raises:
-        ConfigError: see `parse_variant`.
-    """
-    if arg:
-        local, external = parse_variant(arg)
+def apply_sharing(config: ConfigDict, variant: Variant) -> None:
+    """Sets `sharing.local` and `sharing.external` if the variant names them."""
+    if variant.sharing is not None:
+        local, external = variant.sharing
         config.update_from_flattened_dict({"sharing.local": local, "sharing.external": external})

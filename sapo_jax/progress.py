@@ -86,6 +86,7 @@ class Progress:
         self._start_s = clock()
         self._last_line_s = -math.inf
         self._round_ends: deque[float] = deque(maxlen=_RATE_WINDOW + 1)
+        self._first_round_s: float | None = None
         self._shown: dict[str, float] = {}
         self._stages: list[Stage] = []
         self._lock = threading.Lock()
@@ -150,6 +151,8 @@ class Progress:
         """
         self._done = round
         self._round_ends.append(self._clock())
+        if self._first_round_s is None:
+            self._first_round_s = metrics.get("time/round_s")
         self._show(metrics)
         if self._live is None and (self._clock() - self._last_line_s >= self._line_every_s or round >= self._rounds):
             self.print(self._round_line())
@@ -168,14 +171,12 @@ class Progress:
     def time_left_s(self) -> float | None:
         """Returns the estimated seconds to the last round, or None before there is a rate.
 
-        The gaps between recent rounds are averaged, evaluations and saving included. The first
-        round, which compiles, only counts as long as there is no second gap.
+        The gaps between recent rounds are averaged, evaluations and saving included. The time of
+        the first round, which compiles, only counts as long as there is no gap.
         """
         ends = list(self._round_ends)
-        if not ends:
-            return None
-        if len(ends) == 1:
-            return (ends[0] - self._start_s) * (self._rounds - self._done)
+        if len(ends) < 2:
+            return None if self._first_round_s is None else self._first_round_s * (self._rounds - self._done)
         return (ends[-1] - ends[0]) / (len(ends) - 1) * (self._rounds - self._done)
 
     def _show(self, metrics: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def write_report(workdir: str | Path) -> list[Path]:
         if figure is None:
             path.unlink(missing_ok=True)  # of an earlier report
             continue
-        FigureCanvasAgg(figure).print_png(str(path))
+        picture = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(picture)
+        replace_file(path, picture.getvalue())
         pictures.append(path)
     page = directory / PAGE_FILE
     replace_file(page, _page(root.resolve().name, record, history, pictures))

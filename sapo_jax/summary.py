@@ -31,6 +31,12 @@ def describe(workdir: Path, done: int, rounds: int, pictures: Sequence[Path]) ->
         for label, name in _ROWS:
             if name in before and name in after:
                 lines.append(f"  {label:<36} {before[name]:>11.3f} {after[name]:>14.3f}")
+        lines.append("  strict pass@1 of each specialty")
+        for name in after:
+            area, _, rest = name.partition("/")
+            specialty, _, measure = rest.rpartition("/")
+            if area == "eval" and specialty and measure == "strict_pass_at_1" and name in before:
+                lines.append(f"    {specialty:<34} {before[name]:>11.3f} {after[name]:>14.3f}")
         gain, error = after["eval/strict_pass_at_1_gain"], after["eval/strict_pass_at_1_gain_stderr"]
         lines.append(f"gain of strict pass@1: {gain:+.3f} +- {error:.3f} (bootstrap over questions, paired)")
     lines.append("curves:")

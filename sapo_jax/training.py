@@ -20,6 +20,7 @@ from sapo_jax.evaluation import Evaluation, calls_needed, evaluate, evaluation_m
 from sapo_jax.metrics import CompositeTracker, JsonlTracker, TensorBoardTracker, Tracker
 from sapo_jax.node import Metrics, play_round
 from sapo_jax.progress import Progress, Stage
+from sapo_jax.report import write_report
 from sapo_jax.signals import Stopped, StopRequest
 from sapo_jax.workdir import Workdir
 
@@ -76,7 +77,8 @@ class Training:
         """Plays until `config.rounds` rounds are done or a stop is requested; returns the rounds done.
 
         The state is saved at the end in both cases. A stop lets a round finish and discards an
-        evaluation, which the resumed run repeats.
+        evaluation, which the resumed run repeats. The report is brought up to date by every
+        evaluation, so that a run that fails later leaves one.
         """
         try:
             done = self._resume_or_begin()
@@ -85,6 +87,8 @@ class Training:
         is_fresh = done == 0 and not self._evaluation_path(0).exists()
         with _Trackers(self._workdir, first_round=0 if is_fresh else done + 1) as tracker:
             self._evaluate_if_due(done, tracker)
+            if is_fresh and self._config.cold_start.steps:
+                self._save(done)  # a killed run need not repeat the cold start
             while done < self._config.rounds and not self._stop:
                 metrics = play_round(self._nodes, self._host, done + 1)
                 done += 1
@@ -92,8 +96,9 @@ class Training:
                 self._evaluate_if_due(done, tracker)
                 if self._is_due(done, self._config.checkpoint.every_rounds):
                     self._save(done)
-            with self._progress.stage("saving", announce=False):
-                self._save(done)
+            if done or not self._stop:  # the weights a run begins with are no loss
+                with self._progress.stage("saving", announce=False):
+                    self._save(done)
         return done
 
     def close(self) -> None:
@@ -121,12 +126,19 @@ class Training:
             if self._config.cold_start.steps:
                 self._cold_start()
             return 0
+        if later := [round for round in damaged if round > latest]:
+            self._progress.print(f"note: passing over damaged checkpoints: {', '.join(map(str, later))}")
         with self._progress.stage("restoring the checkpoint"):
             restored = self._checkpoints.restore(latest, self._host.release_arrays())
         self._host.load_arrays(restored.arrays)
         self._restore_host_state(restored)
         self._progress.resume_at(restored.round)
         self._progress.print(f"resumed after round {restored.round}")
+        if self._workdir.rounds_added and self._config.learner.schedule != "constant":
+            self._progress.print(
+                f"note: config.learner.schedule = {self._config.learner.schedule!r} falls to zero over config.rounds, "
+                "so with more rounds the learning rate is higher again than where the run ended"
+            )
         for change in self._workdir.environment_changes():
             self._progress.print(f"note: the run may differ from an uninterrupted one: {change}")
         return restored.round
@@ -184,6 +196,8 @@ class Training:
             tracker.log(done, node, evaluation_metrics(result, node) | gain_metrics(first, result, node))
         result.save(self._evaluation_path(done))
         self._progress.evaluated(done, evaluation_metrics(result) | gain_metrics(first, result))
+        with self._progress.stage("writing the report", announce=False):
+            write_report(self._workdir.path)
 
     def _log_round(self, done: int, metrics: Sequence[Metrics], tracker: Tracker) -> None:
         dropped = self._hub.dropped

@@ -74,7 +74,7 @@ class Rollout:
     Attributes:
         node_id: who produced it.
         round: the producer's round; comparable only within one `node_id`.
-        policy_version: updates the producer had applied when it sampled.
+        policy_version: updates the producer had made when it sampled, skipped ones included.
     """
 
     task_ref: TaskRef

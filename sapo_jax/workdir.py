@@ -67,9 +67,10 @@ class RunRecord:
 class Workdir:
     """An open, locked workdir. Made by `open_workdir`; close it to release the lock."""
 
-    def __init__(self, path: Path, record: RunRecord, *, is_new: bool, lock: IO[str]) -> None:
+    def __init__(self, path: Path, record: RunRecord, *, is_new: bool, lock: IO[str], rounds_added: int = 0) -> None:
         self.path = path
         self.is_new = is_new  # no run was here before
+        self.rounds_added = rounds_added  # by which `config.rounds` grew when the workdir was opened
         self._record = record
         self._lock = lock
 
@@ -160,10 +161,11 @@ def open_workdir(path: str | Path, config: SapoConfig) -> Workdir:
             record = read_record(directory)
             if leftovers:
                 _check_same_run(directory, record.config, config)
-                if config.rounds != record.config.rounds:
+                added = config.rounds - record.config.rounds
+                if added:
                     record = replace(record, config=config)
                     _write_record(directory, record)
-                return Workdir(directory, record, is_new=False, lock=lock)
+                return Workdir(directory, record, is_new=False, lock=lock, rounds_added=added)
             # The run failed before it did anything, so there is nothing that a corrected one could mix with.
         elif leftovers:
             raise WorkdirError(
@@ -208,19 +210,26 @@ def config_differences(first: SapoConfig, second: SapoConfig) -> dict[str, tuple
     return {key: (one[key], two[key]) for key in one if one[key] != two[key]}
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes `text` to `path` so that a reader sees the old content or the new, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes `content` to `path` so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: it cannot be written, for example on a full disk; names `path`, which is unchanged.
+    """
+    name = ""
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with open(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp makes private files
         os.replace(name, path)
-    except BaseException:
+    except BaseException as err:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(err, OSError):
+            raise OSError(err.errno, err.strerror, str(path)) from err
         raise
 
 

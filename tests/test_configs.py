@@ -151,7 +151,7 @@ def test_the_named_configs_are_there():
 def test_loads_converts_and_validates(name, variant):
     config = config_of(name, variant)
     if variant:
-        assert (config.sharing.local, config.sharing.external) == presets.parse_variant(variant)
+        assert (config.sharing.local, config.sharing.external) == presets.parse_variant(variant).sharing
     plain = to_dict(config_of(name))
     changed = to_dict(config)
     changed["sharing"] |= {key: plain["sharing"][key] for key in ("local", "external")}
@@ -324,3 +324,11 @@ def test_the_docstring_says_hardware_duration_and_what_to_expect(name):
     docstring = (ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text())) or "").lower()
     for word in ("hardware", "duration", "expect"):
         assert word in docstring, f"configs/{name}.py: no word about {word}"
+    assert "not measured" not in docstring, "an estimate says more, if it says that it is one"
+
+
+@pytest.mark.parametrize("name", ("qwen05b", "qwen3_06b", "rg_mini"))
+def test_a_study_can_follow_the_public_code(name):
+    config = config_of(name, "genrl_6_2")
+    assert (config.sharing.local, config.sharing.external) == (6, 2)
+    assert (config.sharing.selection, config.tasks.stream, config.tasks.pool_size) == ("top_reward", "shared", 500)

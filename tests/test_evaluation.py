@@ -41,6 +41,10 @@ def test_metrics_of_one_node_by_hand() -> None:
         "eval/strict_pass_at_1": pytest.approx(3 / 16),
         "eval/sum/strict_pass_at_1": pytest.approx(1 / 4),
         "eval/year/strict_pass_at_1": pytest.approx(1 / 8),
+        "eval/sum/strict_pass_at_8": pytest.approx(1 / 2),
+        "eval/year/strict_pass_at_8": pytest.approx(1.0),
+        "eval/sum/greedy_strict_pass_at_1": pytest.approx(1 / 2),
+        "eval/year/greedy_strict_pass_at_1": 0.0,
         # with eight samples one success suffices: sum (1 + 0) / 2, year 1
         "eval/strict_pass_at_8": pytest.approx(3 / 4),
         # greedy: sum (1 + 0) / 2, year 0

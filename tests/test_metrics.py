@@ -143,6 +143,21 @@ def test_tensorboard_has_a_run_per_node_and_purges_on_continuing(tmp_path: Path)
     assert starts == [2]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_stops_tensorboard_with_one_error_and_closes_every_file(tmp_path: Path) -> None:
+    tracker = TensorBoardTracker(tmp_path)
+    _log_some(tracker, range(2))
+    writers = list(tracker._writers.values())
+    writers[0]._writer.close()
+    writers[0]._writer = open("/dev/full", "wb")  # noqa: SIM115 (closed by the tracker)
+    with pytest.raises(OSError, match=rf"No space left.*{tmp_path}"):
+        for round in range(100):  # far more than a queue would hold
+            _log_some(tracker, range(round, round + 1))
+    with pytest.raises(OSError, match="No space left"):  # what is left in the buffer
+        tracker.close()
+    assert all(writer._writer.closed for writer in writers)
+
+
 def test_composite_reaches_all_and_closes_all(tmp_path: Path) -> None:
     class Failing(MemoryTracker):
         def close(self) -> None:

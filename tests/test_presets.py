@@ -76,31 +76,56 @@ def test_presets_cannot_be_changed_by_accident():
         presets.PAPER["learner.kl_coef"] = 1.0  # pyright: ignore[reportIndexIssue]
 
 
-@pytest.mark.parametrize(("arg", "pair"), [("8_0", (8, 0)), ("6_2", (6, 2)), ("4_4", (4, 4)), ("2_6", (2, 6))])
-def test_variants(arg, pair):
-    assert presets.parse_variant(arg) == pair
-    config: Any = default_config_dict()
-    presets.apply_sharing(config, arg)
-    result = from_config_dict(config)
-    assert (result.sharing.local, result.sharing.external) == pair
-    assert result.train_groups == sum(pair)
-
-
-def test_no_variant_keeps_the_mix_of_the_file():
+@pytest.mark.parametrize(
+    ("arg", "preset", "sharing"),
+    [
+        ("", "paper", None),
+        ("8_0", "paper", (8, 0)),
+        ("6_2", "paper", (6, 2)),
+        ("4_4", "paper", (4, 4)),
+        ("2_6", "paper", (2, 6)),
+        ("genrl", "genrl", None),
+        ("genrl_4_4", "genrl", (4, 4)),
+        ("paper_2_6", "paper", (2, 6)),
+    ],
+)
+def test_variants(arg, preset, sharing):
+    variant = presets.parse_variant(arg)
+    assert (variant.preset, variant.sharing) == (preset, sharing)
     config: Any = default_config_dict()
     config.sharing.local, config.sharing.external = 3, 1
-    presets.apply_sharing(config, "")
-    assert (config.sharing.local, config.sharing.external) == (3, 1)
+    presets.apply_sharing(config, variant)
+    result = from_config_dict(config)
+    assert (result.sharing.local, result.sharing.external) == (sharing or (3, 1))
+    assert result.train_groups == sum(sharing or (3, 1))
 
 
-@pytest.mark.parametrize("arg", ["44", "4-4", "4_", "_4", "-1_4", "4_4_4", " 4_4", "4_4\n", "a_b", "٤_٤", "99999_0"])
+@pytest.mark.parametrize(
+    "arg",
+    [
+        "44",
+        "4-4",
+        "4_",
+        "_4",
+        "-1_4",
+        "4_4_4",
+        " 4_4",
+        "4_4\n",
+        "a_b",
+        "٤_٤",
+        "99999_0",
+        "genrl_",
+        "genrl4_4",
+        "genrl_4",
+    ]
+    + ["_4_4", "4_4_genrl", "best", "_"],
+)
 def test_a_malformed_variant_is_refused(arg):
     with pytest.raises(ConfigError, match="must be I_J"):
-        presets.apply_sharing(default_config_dict(), arg)
+        presets.parse_variant(arg)
 
 
 def test_a_variant_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="'0_0'.*at least 1"):
-        presets.parse_variant("0_0")
-    with pytest.raises(ConfigError, match="must be I_J"):
-        presets.parse_variant("")
+    for arg in ("0_0", "genrl_0_0"):
+        with pytest.raises(ConfigError, match=f"'{arg}'.*at least 1"):
+            presets.parse_variant(arg)

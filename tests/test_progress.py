@@ -42,7 +42,7 @@ def test_a_plain_line_tells_all_numbers() -> None:
     assert out.getvalue().splitlines() == [
         "held-out after 0 rounds  pass@1 0.062  format 0.500",
         "round  1/40  own reward 0.010  train reward 0.020  held-out pass@1 0.062  "
-        "tokens/s 3,000  elapsed 1:05  left 42:15",
+        "tokens/s 3,000  elapsed 1:05  left 1:18",
     ]
 
 
@@ -111,8 +111,8 @@ def test_an_exception_leaves_no_stage_behind() -> None:
 def test_time_left_leaves_the_compiling_round_out() -> None:
     progress, clock, _ = _plain(20, first_round=10)
     assert progress.time_left_s() is None
-    clock.now += 50
-    progress.round_done(11, {})
+    clock.now += 500  # loading, and the first evaluation
+    progress.round_done(11, {"time/round_s": 50.0})
     assert progress.time_left_s() == pytest.approx(9 * 50)  # all that is known
     for round in (12, 13, 14):
         clock.now += 2

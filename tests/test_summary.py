@@ -15,7 +15,8 @@ def _evaluation(round: int, node: int | None, value: float) -> dict[str, object]
     names = ("strict_pass_at_1", "score_mean", "format_rate")
     metrics = {f"eval/{name}": value for name in names}
     gain = {"eval/strict_pass_at_1_gain": value - 0.25, "eval/strict_pass_at_1_gain_stderr": 0.0625}
-    return {"round": round, "node": node, **metrics, **gain}
+    specialty = {"eval/chain_sum/strict_pass_at_1": value * 2.5 - 0.5, "eval/chain_sum/strict_pass_at_8": 1.0}
+    return {"round": round, "node": node, **metrics, **specialty, **gain}
 
 
 def test_before_and_after_are_those_of_the_swarm(tmp_path: Path) -> None:
@@ -33,6 +34,7 @@ def test_before_and_after_are_those_of_the_swarm(tmp_path: Path) -> None:
     rows = {line[:24].strip(): line.split()[-2:] for line in text.splitlines() if line.startswith("  ")}
     assert rows["strict pass@1"] == rows["mean score"] == rows["format rate"] == ["0.250", "0.500"]
     assert "strict pass@8" not in text  # it was not measured
+    assert rows["chain_sum"] == ["0.125", "0.750"]
     assert "gain of strict pass@1: +0.250 +- 0.062" in text
     assert "  a.png\n  b.html\n" in text
     assert "a larger --config.rounds" in text

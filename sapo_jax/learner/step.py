@@ -133,7 +133,7 @@ def update(
     A micro-batch without any advantage has no gradient and is left out (unless the KL penalty gives
     it one; with several nodes in one call it is computed and ignored). `policy/*` metrics are means
     over the micro-batches that count. A step whose gradient is not
-    finite changes nothing and counts in `learner/skipped_updates`.
+    finite changes nothing and counts in `learner/skipped_updates_frac`.
     """
     if advantages is None:
         advantages = advantages_of(batch, settings)
@@ -226,7 +226,7 @@ def _apply(
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), candidate, state)
     metrics = metrics | {
         "learner/grad_norm": _pair(jnp.where(finite, norm, 0), finite),
-        "learner/skipped_updates": _pair(~finite, 1),
+        "learner/skipped_updates_frac": _pair(~finite, 1),
     }
     return state, metrics
 

@@ -338,8 +338,8 @@ def test_a_gradient_that_is_not_finite_skips_the_update_of_its_node_alone() -> N
     for before, after in zip(jax.tree.leaves(broken), jax.tree.leaves(new), strict=True):
         np.testing.assert_array_equal(after[0], before)
     np.testing.assert_array_equal(new.updates, [0, 1])
-    np.testing.assert_array_equal(sums["learner/skipped_updates"][0], [1, 0])
-    np.testing.assert_array_equal(sums["learner/skipped_updates"][1], [1, 1])
+    np.testing.assert_array_equal(sums["learner/skipped_updates_frac"][0], [1, 0])
+    np.testing.assert_array_equal(sums["learner/skipped_updates_frac"][1], [1, 1])
     np.testing.assert_array_equal(sums["learner/grad_norm"][1], [0, 1])
     assert np.isfinite(sums["learner/grad_norm"][0]).all()
     alone, _ = compute(nodes_of([healthy]), nodes_of([batch]), None)
