@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -47,3 +48,11 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def fresh_seed() -> int:
+    """Returns a seed from the clock; a test that fails shows it, and SAPO_TEST_SEED brings it back."""
+    seed = int(os.environ.get("SAPO_TEST_SEED", time.time_ns() % 2**32))
+    print(f"SAPO_TEST_SEED={seed}")
+    return seed

@@ -210,7 +210,7 @@ def test_a_workdir_of_another_config(finished: Path) -> None:
     outcome = _main(finished, "--config.seed=1", "--config.rounds=3")
     _fails(outcome, 2, f"workdir {finished}", "config.seed: 0 there, 1 here")
     assert (finished / "config.json").read_bytes() == before
-    assert [path.name for path in (finished / CHECKPOINTS).iterdir()] == ["2"]
+    assert {path.name for path in (finished / CHECKPOINTS).iterdir()} == {"0", "2"}  # 0: after the cold start
 
 
 def test_a_workdir_that_is_a_file(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_full_disk_while_saving(tmp_path: Path, finished: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
         outcome = _main(workdir, "--config.rounds=3")
-    _fails(outcome, 1, f"{workdir / CHECKPOINTS}: saving round 3 failed", "No space left", "intact checkpoints: 2")
+    _fails(outcome, 1, f"{workdir / CHECKPOINTS}: saving round 3 failed", "No space left", "intact checkpoints: 0, 2")
     # The earlier checkpoint is as it was: the run goes on from it once there is room.
     out = train(tiny(workdir, "--config.rounds=3"))
     assert "resumed after round 2" in out
@@ -243,12 +243,21 @@ def test_a_damaged_checkpoint(tmp_path: Path, finished: Path) -> None:
 
 def test_parts_of_a_checkpoint_are_not_overwritten_by_a_new_run(tmp_path: Path, finished: Path) -> None:
     workdir = shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(workdir / CHECKPOINTS / "2" / "host")
+    for round in ("0", "2"):
+        shutil.rmtree(workdir / CHECKPOINTS / round / "host")
     before = (workdir / "metrics.jsonl").read_bytes()
-    _fails(_main(workdir), 1, f"{workdir / CHECKPOINTS}: no checkpoint is intact (damaged: 2)")
+    _fails(_main(workdir), 1, f"{workdir / CHECKPOINTS}: no checkpoint is intact (damaged: 0, 2)")
     _fails(call("evaluate", f"--workdir={workdir}"), 1, f"{workdir / CHECKPOINTS}: no intact checkpoint")
     assert (workdir / CHECKPOINTS / "2" / "arrays").is_dir()
     assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path: Path, finished: Path) -> None:
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(workdir / CHECKPOINTS / "2" / "host")
+    outcome = _main(workdir)
+    assert outcome.code == 0, outcome
+    assert "passing over damaged checkpoints: 2" in outcome.out and "resumed after round 0" in outcome.out
 
 
 def test_the_tasks_of_another_library_version(tmp_path: Path, finished: Path) -> None:
@@ -271,7 +280,7 @@ def test_the_tasks_of_another_library_version(tmp_path: Path, finished: Path) ->
         ("evaluate", [], 2, "--workdir is required"),
         ("evaluate", ["--workdir={0}", "--samples=0"], 2, "samples"),
         ("evaluate", ["--workdir={0}", "--round=soon"], 2, "--round=soon: must be latest, best or a number"),
-        ("evaluate", ["--workdir={0}", "--round=7"], 1, "no round 7 checkpoint (saved rounds: 2)"),
+        ("evaluate", ["--workdir={0}", "--round=7"], 1, "no round 7 checkpoint (saved rounds: 0, 2)"),
         ("evaluate", ["--workdir={0}/nope"], 2, "no config.json there"),
         ("sample", [], 2, "give either --workdir or --source"),
         ("sample", ["--workdir={0}", "--source=init:llama"], 2, "give either --workdir or --source"),

@@ -1,4 +1,7 @@
-"""Who may import whom. A new module or package at the top of sapo_jax gets a line in `MAY_IMPORT`."""
+"""Who may import whom. A new module or package at the top of sapo_jax gets a line in `MAY_IMPORT`.
+
+`CONCRETE` says it more exactly for modules that others know by a protocol or by their results only.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": BASE | RECORDS,
     "host": BASE | {"algo", "models", "sampling", "text", "learner"},
     "prompting": BASE | {"text", "tasks", "host"},
-    "evaluation": BASE | NODE | {"statistics", "metrics", "host", "prompting"},
+    "evaluation": BASE | NODE | {"statistics", "metrics", "workdir", "host", "prompting"},
     "node": BASE | NODE | {"statistics", "metrics", "host", "prompting"},
     "cold_start": BASE | NODE | {"host", "prompting"},
     "wiring": BASE | NODE | {"host", "node", "prompting"},
@@ -52,12 +55,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{unit: BASE | RECORDS | NODE | ASSEMBLY | SHELL for unit in COMMANDS},
 }
 
+# Concrete module or package -> the only units that may import it, its own package not excepted. The
+# others get an `Exchange`, a `TaskSource`, a `Tokenizer`, a `Host`, and whoever wires chooses which.
+CONCRETE: dict[str, set[str]] = {
+    "swarm.memory_exchange": {"wiring"},
+    "tasks.reasoning_gym_source": {"wiring"},
+    "text.byte_tokenizer": {"models"},
+    "text.gguf_tokenizer": {"models"},
+    "models": {"models", "sampling", "learner", "host", "wiring", "trained", "command", "export"},
+    "models.sources": {"wiring", "trained"},
+    "models.hf_export": {"export"},
+    "learner.optimizer": {"host"},
+}
+
 # Third-party package -> the only units that may import it.
 OWNED: dict[str, set[str]] = {
     "torch": set(),
     "grpc": {"swarm"},
     "google": {"swarm"},  # protobuf
     "reasoning_gym": {"tasks"},
+    "transformers": {"text"},  # tokenizers and chat templates only
+    "tokenizers": {"text"},
+    "jinja2": {"text"},
+    "safetensors": {"models"},
+    "gguf": {"models"},
+    "huggingface_hub": {"models"},
+    "httpx2": {"models"},
+    "ml_dtypes": {"models"},
     "orbax": {"checkpoint"},
     "optax": {"learner"},
     "absl": {"command", *COMMANDS},
@@ -76,13 +100,19 @@ def _unit(path: Path, root: Path) -> str:
 
 
 def _imports(source: str) -> Iterator[str]:
-    """Yields every imported module of `source` by its full dotted name, nested and type-only imports included."""
+    """Yields all that `source` imports by its full dotted name, nested and type-only imports included."""
     for statement in ast.walk(ast.parse(source)):
         if isinstance(statement, ast.Import):
             yield from (alias.name for alias in statement.names)
         elif isinstance(statement, ast.ImportFrom):
             module = "." * statement.level + (statement.module or "")
-            yield from (f"{module}.{alias.name}" for alias in statement.names) if module == "sapo_jax" else (module,)
+            is_ours = module.split(".")[0] == "sapo_jax"  # what is taken from it may be a module, too
+            yield from (f"{module}.{alias.name}" for alias in statement.names) if is_ours else (module,)
+
+
+def _is_free_to(unit: str, name: str) -> bool:
+    """Returns whether `CONCRETE` lets `unit` import `name`, a dotted name below sapo_jax."""
+    return all(unit in importers for module, importers in CONCRETE.items() if f"{name}.".startswith(f"{module}."))
 
 
 def _violations(root: Path) -> list[str]:
@@ -98,7 +128,7 @@ def _violations(root: Path) -> list[str]:
                 found.append(f"{where}: relative import of {name!r}")
             elif top == "sapo_jax":
                 target = rest.split(".")[0]
-                if target not in MAY_IMPORT[unit] | {unit, "", "__version__"}:
+                if target not in MAY_IMPORT[unit] | {unit, "", "__version__"} or not _is_free_to(unit, rest):
                     found.append(f"{where}: {unit} may not import {name}")
             elif unit not in OWNED.get(top, {unit}) or (unit in WITHOUT_JAX and top in JAX):
                 found.append(f"{where}: {unit} may not import {name}")
@@ -118,6 +148,13 @@ def test_units_do_not_import_each_other_in_a_circle():
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
+def test_concrete_modules_and_their_importers_exist():
+    for module, importers in CONCRETE.items():
+        path = ROOT.joinpath(*module.split("."))
+        assert path.is_dir() or path.with_suffix(".py").is_file(), module
+        assert importers <= set(MAY_IMPORT), module
+
+
 def test_nobody_imports_a_command():
     assert not any(targets & COMMANDS for targets in MAY_IMPORT.values())
 
@@ -127,13 +164,41 @@ def test_nobody_imports_a_command():
     [
         ("swarm/pool.py", "import jax.numpy as jnp", "swarm may not import jax.numpy"),
         ("swarm/pool.py", "def f():\n    from flax import nnx", "swarm may not import flax"),
-        ("algo/losses.py", "from sapo_jax.config import SapoConfig", "algo may not import sapo_jax.config"),
+        ("algo/losses.py", "from sapo_jax.config import SapoConfig", "algo may not import sapo_jax.config.SapoConfig"),
         ("models/decoder.py", "from sapo_jax import swarm", "models may not import sapo_jax.swarm"),
         ("node.py", "import orbax.checkpoint as ocp", "node may not import orbax.checkpoint"),
         ("node.py", "import reasoning_gym", "node may not import reasoning_gym"),
-        ("host.py", "from sapo_jax.main import main", "host may not import sapo_jax.main"),
+        ("host.py", "from sapo_jax.main import main", "host may not import sapo_jax.main.main"),
         ("text/chat.py", "from ..types import Task", "relative import of '..types'"),
         ("learner/step.py", "import torch", "learner may not import torch"),
+        ("types.py", "from transformers import AutoTokenizer", "types may not import transformers"),
+        ("config.py", "import tokenizers", "config may not import tokenizers"),
+        ("seeding.py", "from safetensors.numpy import save_file", "seeding may not import safetensors.numpy"),
+        ("swarm/codec_json.py", "import gguf.quants", "swarm may not import gguf.quants"),
+        ("sampling/decode.py", "import huggingface_hub", "sampling may not import huggingface_hub"),
+        ("algo/losses.py", "import safetensors", "algo may not import safetensors"),
+        ("node.py", "import sapo_jax.swarm.memory_exchange", "node may not import sapo_jax.swarm.memory_exchange"),
+        (
+            "node.py",
+            "from sapo_jax.swarm import exchange, memory_exchange",
+            "node may not import sapo_jax.swarm.memory_exchange",
+        ),
+        (
+            "node.py",
+            "def f():\n    from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource",
+            "node may not import sapo_jax.tasks.reasoning_gym_source.ReasoningGymSource",
+        ),
+        (
+            "swarm/pool.py",
+            "from sapo_jax.swarm.memory_exchange import MemoryHub",
+            "swarm may not import sapo_jax.swarm.memory_exchange.MemoryHub",
+        ),
+        ("node.py", "from sapo_jax.models import forward", "node may not import sapo_jax.models.forward"),
+        ("node.py", "from sapo_jax import models", "node may not import sapo_jax.models"),
+        ("host.py", "from sapo_jax.models.sources import load", "host may not import sapo_jax.models.sources.load"),
+        ("host.py", "from sapo_jax.models.decoder import Params", None),
+        ("node.py", "from sapo_jax.swarm.exchange import Exchange\nimport sapo_jax.tasks.stream", None),
+        ("wiring.py", "import sapo_jax.swarm.memory_exchange\nfrom sapo_jax.models import sources", None),
         ("extra.py", "", "unit 'extra' is not in MAY_IMPORT"),
         ("swarm/pool.py", "import numpy\nfrom sapo_jax.types import Task\nimport sapo_jax.swarm.exchange", None),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from sapo_jax import presets, wiring
 from sapo_jax.cold_start import cold_start
@@ -13,7 +14,7 @@ ROUNDS = 60
 LAST = 20  # rounds that are judged
 
 
-def played(learning_rate: float, rounds: int) -> dict[str, np.ndarray]:
+def played(learning_rate: float, rounds: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Plays a two-node swarm of tiny models and returns its metrics, each [rounds], averaged over nodes.
 
     "Is 1935 a leap year? Answer with Yes or No.": three in four answers are No. After a short cold
@@ -23,6 +24,7 @@ def played(learning_rate: float, rounds: int) -> dict[str, np.ndarray]:
     draft = default_config_dict()
     presets.apply(draft, "paper")
     draft.rounds = ROUNDS
+    draft.seed = seed
     draft.nodes = 2
     draft.model.source = "init:qwen2"
     draft.model.compute_dtype = "float32"
@@ -51,13 +53,14 @@ def played(learning_rate: float, rounds: int) -> dict[str, np.ndarray]:
     return {name: np.array([np.mean([node[name] for node in metrics]) for metrics in history]) for name in names}
 
 
-def test_the_own_reward_passes_a_threshold_that_chance_does_not_reach() -> None:
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_the_own_reward_passes_a_threshold_that_chance_does_not_reach(seed: int) -> None:
     # Seen with three seeds: 0.64 to 0.74 over the last 20 rounds; 0.19 to 0.26 without updates.
-    learned = played(1e-3, ROUNDS)
+    learned = played(1e-3, ROUNDS, seed)
     assert (learned["groups/local"] == 4).all()
     assert 1 < learned["groups/external"].mean() < 4  # the rule draws groups with an advantage only
     assert learned["reward/own_strict_frac"][-LAST:].mean() > 0.55
     assert learned["reward/own_stopped_frac"][-LAST:].mean() > 0.8
 
-    unchanged = played(0.0, LAST)
+    unchanged = played(0.0, LAST, seed)
     assert unchanged["reward/own_strict_frac"].mean() < 0.35

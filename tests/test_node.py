@@ -271,6 +271,34 @@ def test_a_foreign_question_that_is_too_long_for_us_is_counted() -> None:
         assert swarm.play()[0].get("groups/rejected_prompt_too_long") == count
 
 
+def test_over_long_questions_are_skipped_and_counted() -> None:
+    tasks = TasksConfig(catalog="easy", specialties=("leap_year",), shots=0)
+    wide = _swarm(small_config(tasks=tasks))
+    limit = max(len(wide.prompter.encode(task)) for task in _training_tasks(wide, 20)) - 1
+    config = small_config(tasks=tasks, sampling=replace(wide.config.sampling, prompt_buckets=(limit,)))
+    swarm = _swarm(config)
+    rejected: list[str] = []
+
+    def is_short(task: Task) -> bool:
+        if len(wide.prompter.encode(task)) > limit:
+            rejected.append(task.question)
+            return False
+        return True
+
+    expected: list[list[float]] = []  # of each round, of each node
+    for round in (1, 2, 3):
+        expected.append([])
+        for node in swarm.nodes:
+            before = len(rejected)
+            wiring.build_stream(config, swarm.tasks, node.node_id).take(2 * (round - 1), 2, is_short)
+            expected[-1].append(len(rejected) - before)
+    found = [[values.get("tasks/skipped_not_accepted", 0.0) for values in swarm.play(round)] for round in (1, 2, 3)]
+    assert found == expected
+    assert len({count for counts in expected for count in counts}) > 2  # else this shows little
+    asked = [question for call in swarm.host.sampled for row in call["questions"] for question in row]
+    assert len(asked) == 12 and not set(rejected) & set(asked)
+
+
 def test_a_smaller_foreign_group_leaves_rows_empty() -> None:
     swarm = _swarm(small_config(nodes=1, sharing=_sharing(2, 1)), strangers=["stranger"])
     (task,) = _training_tasks(swarm, 1)

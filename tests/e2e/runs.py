@@ -48,6 +48,18 @@ SMALL = (
     "--config.checkpoint.every_rounds=0",
 )
 
+# The longer run that several tests look at, as the changes of `SMALL` that make it.
+ROUNDS = 40
+SAVED_EVERY = 10
+OVERRIDES = (
+    f"--config.rounds={ROUNDS}",
+    f"--config.checkpoint.every_rounds={SAVED_EVERY}",
+    "--config.eval.every_rounds=20",
+    "--config.eval.samples=8",  # enough for pass@8
+    "--config.sharing.max_age_rounds=2",  # the pool holds something at every moment
+    "--config.learner.learning_rate=0.003",
+)
+
 
 class Outcome(NamedTuple):
     """What a command left: its exit code and what it printed."""
@@ -81,7 +93,7 @@ def call(module: str, *arguments: object) -> Outcome:
 
 
 def train(arguments: Sequence[str]) -> str:
-    """Does what `main` does save the report, inside this process, and returns what it printed."""
+    """Does what `main` does save the reports, inside this process, and returns what it printed."""
     options = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=options, sys_argv=["main", *arguments])
     workdir = flags.DEFINE_string("workdir", None, "", flag_values=options)
@@ -91,6 +103,7 @@ def train(arguments: Sequence[str]) -> str:
     settings = from_config_dict(config.value)
     out = io.StringIO()
     with (
+        mock.patch("sapo_jax.training.write_report"),  # a second for every evaluation, and nobody reads it
         open_workdir(workdir.value or "", settings) as opened,
         Progress(settings.rounds, console=Console(file=out)) as progress,
         Training(settings, opened, progress, StopRequest()) as training,

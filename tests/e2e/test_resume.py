@@ -9,34 +9,19 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 from sapo_jax.metrics import Record, read_metrics
+from sapo_jax.node import play_round
 from sapo_jax.trained import load_trained
 from sapo_jax.workdir import CHECKPOINTS, CONFIG_FILE, METRICS_FILE
-from tests.e2e.runs import call, start, tiny, train
+from tests.e2e.runs import OVERRIDES, ROUNDS, SAVED_EVERY, call, start, tiny, train
 
-ROUNDS = 40
 STOP_AFTER = 12  # rounds seen when the process is stopped: after a checkpoint, before the next one
-SAVED_EVERY = 10
-OVERRIDES = (
-    f"--config.rounds={ROUNDS}",
-    f"--config.checkpoint.every_rounds={SAVED_EVERY}",
-    "--config.eval.every_rounds=20",
-    "--config.sharing.max_age_rounds=2",  # the pool holds something at every moment
-    "--config.learner.learning_rate=0.003",
-)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of an uninterrupted run."""
-    workdir = tmp_path_factory.mktemp("whole")
-    train(tiny(workdir, *OVERRIDES))
-    return workdir
 
 
 def _comparable(workdir: Path) -> list[tuple[int, int | None, dict[str, float]]]:
@@ -82,6 +67,10 @@ def _logged_rounds(workdir: Path) -> int:
     return max((record.round for record in read_metrics(path)), default=0) if path.exists() else 0
 
 
+def _last_saved(workdir: Path) -> int:
+    return max(int(path.name) for path in (workdir / CHECKPOINTS).iterdir() if path.name.isdecimal())
+
+
 def test_what_is_compared_says_something(whole: Path) -> None:
     lines = _comparable(whole)
     rounds = [line for line in lines if "reward/own_mean" in line[2]]
@@ -107,12 +96,28 @@ def test_a_run_stopped_by_sigterm_goes_on_as_if_nothing_had_happened(tmp_path: P
     _assert_same_end(tmp_path, whole)
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, whole: Path) -> None:
+def test_a_run_that_broke_goes_on_from_its_last_checkpoint(tmp_path: Path, whole: Path) -> None:
     """Rounds after the checkpoint were logged already; they are played and logged again."""
+
+    def play_some(nodes: Any, host: Any, round: int) -> Any:
+        if round > STOP_AFTER:
+            raise RuntimeError("the machine is gone")
+        return play_round(nodes, host, round)
+
+    with mock.patch("sapo_jax.training.play_round", play_some), pytest.raises(RuntimeError, match="machine is gone"):
+        train(tiny(tmp_path, *OVERRIDES))
+    assert _logged_rounds(tmp_path) == STOP_AFTER
+    assert _last_saved(tmp_path) == SAVED_EVERY < STOP_AFTER
+    assert f"resumed after round {SAVED_EVERY}" in train(tiny(tmp_path, *OVERRIDES))
+    _assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, whole: Path) -> None:
     code, _, _ = _interrupt(tmp_path, signal.SIGKILL, lambda: _logged_rounds(tmp_path) >= STOP_AFTER)
     assert code == -signal.SIGKILL
     assert STOP_AFTER <= _logged_rounds(tmp_path) < ROUNDS
-    saved = max(int(path.name) for path in (tmp_path / CHECKPOINTS).iterdir() if path.name.isdecimal())
+    saved = _last_saved(tmp_path)
     assert saved < _logged_rounds(tmp_path)
     assert f"resumed after round {saved}" in train(tiny(tmp_path, *OVERRIDES))
     _assert_same_end(tmp_path, whole)

@@ -15,7 +15,9 @@ from sapo_jax.learner.step import Batch, batch_logprobs
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
 from sapo_jax.models.decoder import Params
+from sapo_jax.sampling import decode
 from sapo_jax.sampling.decode import GREEDY, Prompts, Samples, sample
+from sapo_jax.sampling.draw import draw
 from tests.models.random_models import random_params, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -130,6 +132,27 @@ def test_the_end_token_ends_a_row_and_the_limit_cuts_it() -> None:
     # An end token in the very last place still counts as an end.
     at_limit = (samples.lengths == 6) & samples.stopped
     assert at_limit.any()
+
+
+def test_the_loop_ends_with_the_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step draws once; a callback counts the draws that are really computed."""
+    config = small_config("llama", vocab_size=8)
+    params, prompts = stacked_params(config), ragged_prompts(config)
+    draws: list[None] = []
+
+    def counted(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: draws.append(None))
+        return draw(logits, uniforms)
+
+    monkeypatch.setattr(decode, "draw", counted)
+    limit = 200
+    compute = jax.jit(partial(sample, config, end_id=END, group_size=3, max_new_tokens=limit))
+    # So hot that all eight tokens are about as likely, the end token among them.
+    samples = compute(params, prompts, jnp.array([3, 4], jnp.uint32), jnp.float32(100))
+    jax.effects_barrier()
+    longest = int(samples.lengths.max())
+    assert samples.stopped.all() and samples.lengths.min() < longest < limit / 2
+    assert len(draws) == longest
 
 
 def test_a_row_that_ended_does_not_disturb_the_others() -> None:

@@ -28,6 +28,155 @@ NINE = (
 )
 
 
+# The published recipe, value by value.
+PAPER = {
+    "arc_1d": {"min_size": 10, "max_size": 30, "num_train": 3},
+    "basic_arithmetic": {
+        "min_terms": 2,
+        "max_terms": 6,
+        "min_digits": 1,
+        "max_digits": 4,
+        "operators": ["+", "-", "*", "/"],
+        "allow_parentheses": True,
+        "allow_negation": True,
+        "format_style": "natural",
+        "whitespace": "single",
+    },
+    "base_conversion": {"min_base": 2, "max_base": 16, "min_value": 0, "max_value": 1000},
+    "bf": {"difficulty": 1},
+    "binary_matrix": {"min_n": 3, "max_n": 10, "p_zero": 0.25},
+    "calendar_arithmetic": {
+        "year": 2023,
+        "offset_upper_bound": 100,
+        "leap_year_range": 200,
+        "tasks": ["count_days", "weekday_of_date", "is_leap_year", "recurring_event_day"],
+    },
+    "decimal_arithmetic": {
+        "min_terms": 2,
+        "max_terms": 6,
+        "min_num_decimal_places": 1,
+        "max_num_decimal_places": 3,
+        "precision": 5,
+    },
+    "fraction_simplification": {
+        "min_value": 1,
+        "max_value": 100,
+        "min_factor": 2,
+        "max_factor": 100,
+        "styles": ["plain", "latex_frac", "latex_dfrac"],
+    },
+    "propositional_logic": {
+        "min_vars": 2,
+        "max_vars": 4,
+        "min_statements": 2,
+        "max_statements": 4,
+        "min_complexity": 1,
+        "max_complexity": 3,
+    },
+}
+
+SIMPLE = {"allow_parentheses": False, "allow_negation": False, "format_style": "simple"}
+LEVEL_1 = {
+    "arc_1d": {"min_size": 8, "max_size": 10, "num_train": 1},
+    "basic_arithmetic": {
+        "min_terms": 2,
+        "max_terms": 2,
+        "min_digits": 1,
+        "max_digits": 2,
+        "operators": ["+", "-"],
+        **SIMPLE,
+    },
+    "base_conversion": {"min_base": 2, "max_base": 10, "min_value": 0, "max_value": 63},
+    "bf": {"difficulty": 1},
+    "binary_matrix": {"min_n": 3, "max_n": 4, "p_zero": 0.3},
+    "calendar_arithmetic": {"year": 2023, "tasks": ["weekday_of_date"]},
+    "decimal_arithmetic": {
+        "min_terms": 2,
+        "max_terms": 2,
+        "min_num_decimal_places": 1,
+        "max_num_decimal_places": 1,
+        "precision": 5,
+    },
+    "fraction_simplification": {
+        "min_value": 1,
+        "max_value": 20,
+        "min_factor": 2,
+        "max_factor": 9,
+        "styles": ["plain"],
+    },
+    "propositional_logic": {
+        "min_vars": 2,
+        "max_vars": 3,
+        "min_statements": 2,
+        "max_statements": 3,
+        "min_complexity": 1,
+        "max_complexity": 2,
+    },
+}
+# The levels around it change these; what they lack is level 1.
+LEVEL_0 = {
+    "arc_1d": {"min_size": 8, "max_size": 8, "num_train": 1},
+    "basic_arithmetic": {
+        "min_terms": 2,
+        "max_terms": 2,
+        "min_digits": 1,
+        "max_digits": 1,
+        "operators": ["+", "-"],
+        **SIMPLE,
+    },
+    "base_conversion": {"min_base": 2, "max_base": 4, "min_value": 0, "max_value": 31},
+    "binary_matrix": {"min_n": 3, "max_n": 3, "p_zero": 0.5},
+    "fraction_simplification": {"min_value": 1, "max_value": 9, "min_factor": 2, "max_factor": 5, "styles": ["plain"]},
+}
+LEVEL_2 = {
+    "arc_1d": {"min_size": 10, "max_size": 14, "num_train": 2},
+    "basic_arithmetic": {
+        "min_terms": 2,
+        "max_terms": 3,
+        "min_digits": 1,
+        "max_digits": 2,
+        "operators": ["+", "-", "*"],
+        **SIMPLE,
+    },
+    "base_conversion": {"min_base": 2, "max_base": 16, "min_value": 0, "max_value": 255},
+    "binary_matrix": {"min_n": 3, "max_n": 6, "p_zero": 0.25},
+    "calendar_arithmetic": {
+        "year": 2023,
+        "tasks": ["weekday_of_date", "weekday_offset", "is_leap_year"],
+        "offset_upper_bound": 30,
+        "leap_year_range": 100,
+    },
+    "decimal_arithmetic": {
+        "min_terms": 2,
+        "max_terms": 3,
+        "min_num_decimal_places": 1,
+        "max_num_decimal_places": 2,
+        "precision": 5,
+    },
+    "fraction_simplification": {
+        "min_value": 1,
+        "max_value": 50,
+        "min_factor": 2,
+        "max_factor": 30,
+        "styles": ["plain"],
+    },
+    "propositional_logic": {
+        "min_vars": 2,
+        "max_vars": 4,
+        "min_statements": 2,
+        "max_statements": 4,
+        "min_complexity": 1,
+        "max_complexity": 2,
+    },
+}
+CONFIGURATIONS = {
+    "paper": PAPER,
+    "rg_mini_l0": LEVEL_1 | LEVEL_0,
+    "rg_mini_l1": LEVEL_1,
+    "rg_mini_l2": LEVEL_1 | LEVEL_2,
+}
+
+
 def by_name(catalog: str) -> dict[str, Specialty]:
     return {s.name: s for s in resolve(catalog)}
 
@@ -40,18 +189,18 @@ def test_every_catalog_is_accepted_by_the_library(catalog: str):
         assert tuple(s.name for s in specialties) == NINE
 
 
-def test_paper_configurations_reach_the_datasets():
-    paper = by_name("paper")
-    arithmetic = create_dataset("basic_arithmetic", seed=0, **paper["basic_arithmetic"].config).config
-    assert (arithmetic.min_terms, arithmetic.max_terms, arithmetic.max_digits) == (2, 6, 4)
-    assert arithmetic.allow_parentheses and arithmetic.allow_negation and arithmetic.format_style == "natural"
-    calendar = create_dataset("calendar_arithmetic", seed=0, **paper["calendar_arithmetic"].config).config
-    assert calendar.year == 2023
-    assert calendar.tasks == ["count_days", "weekday_of_date", "is_leap_year", "recurring_event_day"]
-    fraction = create_dataset("fraction_simplification", seed=0, **paper["fraction_simplification"].config).config
-    assert (fraction.max_value, fraction.min_factor, fraction.max_factor) == (100, 2, 100)
-    decimal = create_dataset("decimal_arithmetic", seed=0, **paper["decimal_arithmetic"].config).config
-    assert (decimal.min_num_decimal_places, decimal.max_num_decimal_places, decimal.precision) == (1, 3, 5)
+@pytest.mark.parametrize("catalog", CONFIGURATIONS)
+def test_every_specialty_is_configured_as_published(catalog: str):
+    found = {s.name: (s.dataset, dict(s.config)) for s in CATALOGS[catalog]}
+    assert found == {name: (name, {"size": 500, **config}) for name, config in CONFIGURATIONS[catalog].items()}
+
+
+@pytest.mark.parametrize("catalog", CONFIGURATIONS)
+def test_configurations_reach_the_datasets(catalog: str):
+    for name, specialty in by_name(catalog).items():
+        config = create_dataset(name, seed=0, **specialty.config).config
+        reached = {key: getattr(config, key) for key in CONFIGURATIONS[catalog][name]}
+        assert reached == CONFIGURATIONS[catalog][name]
 
 
 def test_a_level_that_lacks_a_specialty_has_the_one_of_level_1():
