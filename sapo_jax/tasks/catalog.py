@@ -13,7 +13,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +22,23 @@ from reasoning_gym.factory import DATASETS, create_dataset
 
 from sapo_jax.tasks.scorers import RefusedDatasetError, refuse_unsafe
 
-logger = logging.getLogger(__name__)
-
 # Items of one dataset object. It belongs to the configuration because some datasets (acre) make
 # other questions when it changes.
 DATASET_SIZE = 500
 
 # Items of these depend on Python's string hashing: other processes rebuild them only with the same
 # PYTHONHASHSEED.
-HASH_SEED_DEPENDENT = frozenset({"codeio", "isomorphic_strings", "knight_swap", "ransom_note", "word_ladder"})
+HASH_SEED_DEPENDENT = frozenset(
+    {
+        "codeio",
+        "intermediate_integration",  # the form of the ground truth
+        "isomorphic_strings",
+        "knight_swap",
+        "polynomial_multiplication",
+        "ransom_note",
+        "word_ladder",
+    }
+)
 
 
 class CatalogError(ValueError):
@@ -286,11 +294,19 @@ def _check(specialty: Specialty) -> None:
         raise CatalogError(
             f"specialty {specialty.name!r}: ReasoningGym refuses {dict(specialty.config)}: {error}"
         ) from error
-    if specialty.dataset in HASH_SEED_DEPENDENT:
-        logger.warning(
-            "specialty %r: its questions depend on Python's string hashing; set PYTHONHASHSEED=0 "
-            "or other processes, resumed runs included, will see other questions",
-            specialty.name,
+
+
+def require_reproducible(specialties: Sequence[Specialty]) -> None:
+    """Makes sure that other processes build the same tasks as this one.
+
+    Raises:
+        CatalogError: a dataset depends on string hashing, which this process randomizes.
+    """
+    dependent = [s.name for s in specialties if s.dataset in HASH_SEED_DEPENDENT]
+    if dependent and sys.flags.hash_randomization:
+        raise CatalogError(
+            f"config.tasks.specialties: the questions of {', '.join(map(repr, dependent))} depend on Python's string "
+            "hashing; start the command with PYTHONHASHSEED=0 in its environment, as scorer processes do"
         )
 
 

@@ -2,9 +2,14 @@
 
 ReasoningGym's scorers with their *default* configuration, as the published recipe uses them (a
 dataset's own configuration would, for example, accept decimals off by 0.1), except for:
-- datasets with a scorer of ours: `binary_matrix`, `calendar_arithmetic`, `propositional_logic`;
-- datasets whose library scorer executes text, which are refused;
-- a few known faults, repaired below.
+- `OWN`: datasets with a scorer of ours, because the library's runs text as code or has faults that
+  cannot be repaired around it;
+- `REPAIRED`: datasets of which some answers never reach the library's scorer, or whose scorer may
+  fail on a malformed one;
+- `REFUSED`: datasets that are not scored at all.
+
+Faults that need a forged question, ground truth or metadata are left alone: tasks are always rebuilt
+by whoever scores them, so the text of the answer is all that a stranger controls.
 """
 
 from __future__ import annotations
@@ -17,8 +22,18 @@ from typing import Any
 
 from reasoning_gym.factory import get_score_answer_fn
 
-from sapo_jax.tasks.binary_matrix_scorer import score_binary_matrix
 from sapo_jax.tasks.calendar_arithmetic_scorer import score_calendar_arithmetic
+from sapo_jax.tasks.integration_scorer import score_integration
+from sapo_jax.tasks.lenient_scorers import score_coin_flip, score_game_of_life_halting, score_spell_backward
+from sapo_jax.tasks.literal_scorers import (
+    score_binary_matrix,
+    score_n_queens,
+    score_spiral_matrix,
+    score_string_insertion,
+)
+from sapo_jax.tasks.number_game_scorer import score_countdown, score_puzzle24
+from sapo_jax.tasks.number_scorers import score_bitwise_arithmetic, score_number_sorting
+from sapo_jax.tasks.polynomial_multiplication_scorer import score_polynomial_multiplication
 from sapo_jax.tasks.propositional_logic_scorer import score_propositional_logic
 from sapo_jax.types import Task
 
@@ -27,39 +42,59 @@ Scorer = Callable[[Task, str | None], float]
 # Longer answers score 0: no honest one comes near, and several scorers are slow on long text.
 MAX_ANSWER_CHARS = 16 * 1024
 
-_RUNS_ANSWER = "the library's scorer runs the answer as Python code"
-_SYMPY_ANSWER = "the library's scorer gives the answer to SymPy's parser, which runs it as code"
-REFUSED = {
-    "bitwise_arithmetic": "the library's scorer runs text of the task as Python code",
-    "composite": "it mixes other datasets; name those instead",
-    "countdown": _SYMPY_ANSWER,
-    "intermediate_integration": _SYMPY_ANSWER,
-    "n_queens": _RUNS_ANSWER,
-    "number_sorting": "the library's scorer runs text of the task as Python code",
-    "polynomial_multiplication": _SYMPY_ANSWER,
-    "puzzle24": _SYMPY_ANSWER,
-    "simple_integration": _SYMPY_ANSWER,
-    "spiral_matrix": _RUNS_ANSWER,
-    "string_insertion": _RUNS_ANSWER,
+REFUSED = {"composite": "it mixes other datasets; name those instead"}
+
+_RUNS_ANSWER = "the library runs the answer as Python code"
+_RUNS_TASK = "the library runs text of the task as Python code"
+_SYMPY_ANSWER = "the library gives the answer to SymPy's parser, which runs it as code"
+
+# Dataset -> our scorer, and why the library's is not used.
+OWN: dict[str, tuple[Scorer, str]] = {
+    "binary_matrix": (score_binary_matrix, _RUNS_ANSWER),
+    "bitwise_arithmetic": (score_bitwise_arithmetic, _RUNS_TASK),
+    "calendar_arithmetic": (score_calendar_arithmetic, "the library pays up to 148 and overflows"),
+    "coin_flip": (score_coin_flip, "the library pays in full for 0, and expands huge exponents"),
+    "countdown": (score_countdown, _SYMPY_ANSWER),
+    "game_of_life_halting": (score_game_of_life_halting, "the library pays for any text at all"),
+    "intermediate_integration": (score_integration, _SYMPY_ANSWER),
+    "n_queens": (score_n_queens, _RUNS_ANSWER),
+    "number_sorting": (score_number_sorting, _RUNS_TASK),
+    "polynomial_multiplication": (score_polynomial_multiplication, _SYMPY_ANSWER),
+    "propositional_logic": (score_propositional_logic, "the library's work and recursion have no bound"),
+    "puzzle24": (score_puzzle24, _SYMPY_ANSWER),
+    "simple_integration": (score_integration, _SYMPY_ANSWER),
+    "spell_backward": (score_spell_backward, "the library pays in full, or more, for a right start"),
+    "spiral_matrix": (score_spiral_matrix, _RUNS_ANSWER),
+    "string_insertion": (score_string_insertion, _RUNS_ANSWER),
 }
 
-_OWN: dict[str, Scorer] = {
-    "binary_matrix": score_binary_matrix,
-    "calendar_arithmetic": score_calendar_arithmetic,
-    "propositional_logic": score_propositional_logic,
-}
 
-# Answers that make the library work without end (numbers it expands, repeats or steps through) or
-# that it takes for right whatever the question (nan).
-_WORTHLESS = {
-    "coin_flip": re.compile(r"[eE][+-]?\d{3}"),
-    "complex_arithmetic": re.compile(r"nan", re.IGNORECASE),
-    "rubiks_cube": re.compile(r"\d{3}"),
-    "rush_hour": re.compile(r"\d{3}"),
-}
+def _holds(pattern: str) -> Callable[[Task, str], bool]:
+    return lambda task, answer: re.search(pattern, answer, re.IGNORECASE) is not None
 
-# The scorers of these raise on some malformed answers instead of paying nothing.
-_RAISE_ON_MALFORMED = frozenset({"boxnet", "codeio", "complex_arithmetic", "prime_factorization"})
+
+def _is_laborious(task: Task, answer: str) -> bool:
+    """Returns whether comparing two JSON trees, node by node and character by character, takes seconds."""
+    truth = task.ground_truth or ""
+    nodes = [1 + len(re.findall(r"[\[{,]", text)) for text in (answer, truth)]
+    return answer.strip() != truth.strip() and (
+        nodes[0] * nodes[1] > _MAX_NODE_PAIRS or len(answer) * len(truth) > _MAX_CHARACTER_PAIRS
+    )
+
+
+_MAX_NODE_PAIRS = 4_000
+_MAX_CHARACTER_PAIRS = 1_000_000
+
+# Dataset -> which answers score 0 before the library sees them (None: it may fail on some), and why.
+REPAIRED: dict[str, tuple[Callable[[Task, str], bool] | None, str]] = {
+    "boxnet": (None, "the library fails on malformed answers"),
+    "codeio": (_is_laborious, "the library's work has no bound, and it fails on deeply nested answers"),
+    "complex_arithmetic": (_holds("nan"), "the library pays in full for nan"),
+    "game_of_life": (None, "the library fails on answers that are no lists"),
+    "prime_factorization": (None, "the library fails on factors that are no integers"),
+    "rubiks_cube": (_holds(r"\d{3}"), "the library repeats a move as often as it says"),
+    "rush_hour": (_holds(r"\d{3}"), "the library steps through moves of any length"),
+}
 
 
 class RefusedDatasetError(ValueError):
@@ -85,12 +120,10 @@ def score_answer(task: Task, extracted_answer: str | None) -> float:
     refuse_unsafe(dataset)
     if extracted_answer is not None and len(extracted_answer) > MAX_ANSWER_CHARS:
         return 0.0
-    if dataset in _OWN:
-        return _OWN[dataset](task, extracted_answer)
-    if dataset == "game_of_life_halting":  # the library pays for any text at all
-        return float(extracted_answer == task.ground_truth)
-    worthless = _WORTHLESS.get(dataset)
-    if worthless is not None and extracted_answer is not None and worthless.search(extracted_answer):
+    if dataset in OWN:
+        return OWN[dataset][0](task, extracted_answer)
+    worthless = REPAIRED[dataset][0] if dataset in REPAIRED else None
+    if worthless is not None and extracted_answer is not None and worthless(task, extracted_answer):
         return 0.0
     entry = {"question": task.question, "answer": task.ground_truth, "metadata": task.metadata}
     try:
@@ -99,7 +132,7 @@ def score_answer(task: Task, extracted_answer: str | None) -> float:
         with decimal.localcontext(decimal.Context()):
             return float(_library_scorer(dataset)(extracted_answer, entry))
     except Exception:
-        if dataset in _RAISE_ON_MALFORMED:
+        if dataset in REPAIRED:
             return 0.0
         raise
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import logging
+import os
 import subprocess
 import sys
 
@@ -271,10 +271,21 @@ def test_a_configuration_that_the_library_refuses_is_named(monkeypatch: pytest.M
         resolve("bad")
 
 
-def test_a_dataset_that_depends_on_string_hashing_is_warned_about(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING):
-        resolve("easy", ("ransom_note",))
-    assert "PYTHONHASHSEED" in caplog.text
+@pytest.mark.parametrize(("hash_seed", "accepted"), [("0", True), ("1", False), ("random", False)])
+def test_datasets_that_depend_on_string_hashing_need_the_fixed_one(hash_seed: str, accepted: bool):
+    code = (
+        "from sapo_jax.tasks.catalog import *\n"
+        "require_reproducible(resolve('easy'))\n"
+        "try: require_reproducible(resolve('easy', ('gcd', 'ransom_note', 'word_ladder')))\n"
+        "except CatalogError as error: print(error)"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    if accepted:
+        assert result.stdout == ""
+    else:
+        assert "config.tasks.specialties: the questions of 'ransom_note', 'word_ladder'" in result.stdout
+        assert "PYTHONHASHSEED=0" in result.stdout and "gcd" not in result.stdout
 
 
 def test_tasks_never_import_jax():
