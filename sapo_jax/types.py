@@ -98,3 +98,27 @@ class ScoredRollout:
     rollout: Rollout
     task: Task
     scores: tuple[float, ...]
+
+
+class RejectionReason(enum.Enum):
+    """Why a verifier turned a rollout, or one completion, down."""
+
+    REFUSED_DATASET = "refused_dataset"
+    UNKNOWN_TASK = "unknown_task"
+    GENERATION_FAILED = "generation_failed"
+    HELD_OUT = "held_out"
+    GROUP_SIZE = "group_size"
+    COMPLETION_SIZE = "completion_size"
+    BAD_SCORE = "bad_score"  # not finite, or outside [0, 1]
+    SCORER_FAILED = "scorer_failed"
+    TIMEOUT = "timeout"  # over its time budget, so that its scorer process was killed
+    WORKER_DIED = "worker_died"  # its scorer process ended or answered nonsense
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """A rollout that was turned down, and why; `detail` is for logs, short and printable."""
+
+    rollout: Rollout
+    reason: RejectionReason
+    detail: str

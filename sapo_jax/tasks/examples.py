@@ -15,7 +15,7 @@ from sapo_jax.seeding import generator, hash_seed
 from sapo_jax.tasks.catalog import Specialty
 from sapo_jax.tasks.held_out import is_held_out
 from sapo_jax.tasks.source import GenerationError, TaskSource
-from sapo_jax.tasks.verifier import ScoreError, Verifier, strict_success
+from sapo_jax.tasks.verifier import ScoreError, score_completion, strict_success
 from sapo_jax.types import Task
 
 BANK_QUESTIONS = 16
@@ -78,15 +78,15 @@ def _bank(source: TaskSource, specialty: Specialty) -> tuple[Example, ...]:
                 f"specialty {specialty.name!r}: dataset {specialty.dataset!r} has no right answer to show; "
                 "use config.tasks.shots = 0 or leave it out"
             )
-        if _is_right(source, task, answer):
+        if _is_right(task, answer):
             found[task.question] = answer
     shortest = sorted(found.items(), key=lambda example: (len(example[0]) + len(example[1]), example))
     return tuple(shortest[:BANK_QUESTIONS])
 
 
-def _is_right(source: TaskSource, task: Task, answer: str) -> bool:
+def _is_right(task: Task, answer: str) -> bool:
     # propositional_logic sometimes offers a conclusion that does not follow, or a trivial one.
     try:
-        return strict_success(Verifier(source).score(task, f"<answer>{answer}</answer>"))
+        return strict_success(score_completion(task, f"<answer>{answer}</answer>"))
     except ScoreError:
         return False

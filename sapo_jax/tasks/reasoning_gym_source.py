@@ -70,7 +70,7 @@ class ReasoningGymSource:
             seed=seed,
             index=index,
         )
-        self._specialty_of(ref)
+        self.specialty_of(ref)
         return ref
 
     def task(self, ref: TaskRef) -> Task:
@@ -81,11 +81,16 @@ class ReasoningGymSource:
                 index is not in [0, size of the dataset).
             GenerationError: the library fails on this item.
         """
-        specialty = self._specialty_of(ref)
+        specialty = self.specialty_of(ref)
         with self._lock:
             return self._tasks.get(ref, lambda: self._build(specialty, ref))
 
-    def _specialty_of(self, ref: TaskRef) -> Specialty:
+    def specialty_of(self, ref: TaskRef) -> Specialty:
+        """Returns the specialty of the task that `ref` names, which is not built.
+
+        Raises:
+            UnknownTaskError: as `task` does.
+        """
         specialty = self._by_digest.get(ref.config_digest)
         if specialty is None or specialty.dataset != ref.dataset:
             raise UnknownTaskError(
@@ -94,7 +99,9 @@ class ReasoningGymSource:
             )
         for name, value, limit in (("seed", ref.seed, SEED_LIMIT), ("index", ref.index, specialty.config["size"])):
             if type(value) is not int or not 0 <= value < limit:
-                raise UnknownTaskError(f"task of dataset {ref.dataset!r}: {name} {value!r:.80} is not in [0, {limit})")
+                raise UnknownTaskError(
+                    f"task of dataset {ref.dataset!r}: {name} {_shown(value)} is not in [0, {limit})"
+                )
         return specialty
 
     def _build(self, specialty: Specialty, ref: TaskRef) -> Task:
@@ -120,6 +127,11 @@ class ReasoningGymSource:
                 f"ReasoningGym cannot build item {ref.index} of {specialty.dataset!r} under seed {ref.seed}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+def _shown(value: object) -> str:
+    # Python refuses to write integers of thousands of digits.
+    return f"of {value.bit_length()} bits" if type(value) is int and value.bit_length() > 64 else f"{value!r:.80}"
 
 
 class _Recent:

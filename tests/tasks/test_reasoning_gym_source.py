@@ -83,8 +83,8 @@ def test_sources_refuse_ambiguous_and_unsafe_specialties():
     for twin in (dataclasses.replace(gcd, name="gcd_again"), dataclasses.replace(gcd, config={"size": 400})):
         with pytest.raises(CatalogError, match="two share a name, or a dataset and its configuration"):
             ReasoningGymSource((gcd, twin))
-    with pytest.raises(RefusedDatasetError, match="countdown"):
-        ReasoningGymSource((Specialty(name="countdown", dataset="countdown", config={"size": 500}),))
+    with pytest.raises(RefusedDatasetError, match="composite"):
+        ReasoningGymSource((Specialty(name="composite", dataset="composite", config={"size": 500}),))
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
