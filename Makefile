@@ -23,7 +23,7 @@ demo: $(VENV)/.installed-run
 	$(BIN)/python -m sapo_jax.main --config=configs/smollm2_135m.py --workdir=runs/demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -91,12 +91,25 @@ class TasksConfig:
     draw: str = "composite"  # composite: each question from a random specialty; stratified: specialties in turn
     stream: str = "independent"  # independent: every node its own questions; shared: all nodes the same
     pool_size: int = 0  # questions per specialty drawn again and again; 0: unlimited fresh questions
+    completion_budget_s: float = 1.0  # CPU time of scoring one completion; its process is killed beyond
+    group_budget_s: float = 4.0  # the same for one rollout, its question's rebuilding included
+    scorer_workers: int = 0  # scorer processes for this host's own completions; 0: one for every 16 cores, at most 4
 
     def __post_init__(self) -> None:
         _require(self.shots >= 0, "tasks.shots", self.shots, "must be at least 0")
         _one_of("tasks.draw", self.draw, ("composite", "stratified"))
         _one_of("tasks.stream", self.stream, ("independent", "shared"))
         _require(self.pool_size >= 0, "tasks.pool_size", self.pool_size, "must be at least 0")
+        _require(
+            self.completion_budget_s > 0, "tasks.completion_budget_s", self.completion_budget_s, "must be positive"
+        )
+        _require(
+            self.group_budget_s >= self.completion_budget_s,
+            "tasks.group_budget_s",
+            self.group_budget_s,
+            f"must be at least completion_budget_s = {self.completion_budget_s}",
+        )
+        _require(self.scorer_workers >= 0, "tasks.scorer_workers", self.scorer_workers, "must be at least 0")
         _require(
             len(set(self.specialties)) == len(self.specialties),
             "tasks.specialties",
@@ -149,7 +162,7 @@ class SharingConfig:
 
     local: int = 4  # I
     external: int = 4  # J
-    selection: str = "zero_adv_uniform"  # zero_adv_uniform, uniform, top_reward, first
+    selection: str = "zero_adv_uniform"  # zero_adv_uniform, publisher_uniform, uniform, top_reward, first
     max_age_rounds: int = 0  # how long a pulled rollout stays eligible; 0: only in the round it arrived
     max_uses: int = 4  # how often one rollout may be trained on
     pool_rollouts: int = 1024  # upper bound of the pool
@@ -163,7 +176,8 @@ class SharingConfig:
             self.local + self.external,
             "must be at least 1, else there is nothing to train on",
         )
-        _one_of("sharing.selection", self.selection, ("zero_adv_uniform", "uniform", "top_reward", "first"))
+        rules = ("zero_adv_uniform", "publisher_uniform", "uniform", "top_reward", "first")
+        _one_of("sharing.selection", self.selection, rules)
         _require(self.max_age_rounds >= 0, "sharing.max_age_rounds", self.max_age_rounds, "must be at least 0")
         _require(self.max_uses >= 1, "sharing.max_uses", self.max_uses, "must be at least 1")
         _require(self.pool_rollouts >= 1, "sharing.pool_rollouts", self.pool_rollouts, "must be at least 1")

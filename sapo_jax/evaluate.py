@@ -83,11 +83,10 @@ def _changed(config: SapoConfig) -> SapoConfig:
 
 def _evaluate(trained: Trained, console: Console) -> Evaluation:
     config = trained.config
-    tasks = wiring.build_tasks(config)
-    prompter = wiring.build_prompter(config, trained.model, tasks)
-    questions = wiring.build_held_out(config, prompter, tasks)
     shape = {"questions_per_call": questions_per_call(config), "group_size": config.sampling.group_size}
-    with Progress(console=console, transient=True) as progress:
+    with wiring.build_tasks(config) as tasks, Progress(console=console, transient=True) as progress:
+        prompter = wiring.build_prompter(config, trained.model, tasks)
+        questions = wiring.build_held_out(config, prompter, tasks)
         bar = progress.add_task("evaluating", total=calls_needed(len(questions), config.eval, **shape))
         return evaluate(
             trained.host,

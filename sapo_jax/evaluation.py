@@ -20,8 +20,8 @@ from sapo_jax.prompting import Prompter
 from sapo_jax.sampling.decode import GREEDY
 from sapo_jax.seeding import hash_seed
 from sapo_jax.tasks.extract import extract_answer
-from sapo_jax.tasks.verifier import STRICT_SUCCESS_SCORE, ScoreError, Verifier
-from sapo_jax.types import Task
+from sapo_jax.tasks.verifier import STRICT_SUCCESS_SCORE, Verifier
+from sapo_jax.types import RejectionReason, Task
 from sapo_jax.workdir import replace_file
 
 PASS_K = 8
@@ -100,15 +100,13 @@ def evaluate(
             seeds = [hash_seed("eval", node, first, start) for node in range(host.nodes)]
             rows = host.sample(prompts, seeds, config.temperature, group_size=group_size)
             count = min(group_size, config.samples - start)
-            for m, q in np.ndindex(host.nodes, len(part)):
-                for g in range(count):
-                    score, has_answer = _judge(verifier, prompter, part[q], rows[m][q][g])
-                    scores[m, first + q, start + g], formatted[m, first + q, start + g] = score, has_answer
+            where = slice(first, first + len(part)), slice(start, start + count)
+            scores[:, *where], formatted[:, *where] = _judge(verifier, prompter, part, rows, count)
             advance(1)
         if config.greedy:
             rows = host.sample(prompts, [0] * host.nodes, GREEDY, group_size=1)
-            for m, q in np.ndindex(host.nodes, len(part)):
-                greedy[m, first + q], _ = _judge(verifier, prompter, part[q], rows[m][q][0])
+            judged, _ = _judge(verifier, prompter, part, rows, 1)
+            greedy[:, first : first + len(part)] = judged[:, :, 0]
             advance(1)
     return Evaluation(
         specialties=tuple(task.specialty for task in tasks), scores=scores, formatted=formatted, greedy_scores=greedy
@@ -174,10 +172,24 @@ def _specialty_means(result: Evaluation, node: int | None) -> dict[str, dict[str
     return {name: statistics.specialty_means(values, result.specialties) for name, values in per_question.items()}
 
 
-def _judge(verifier: Verifier, prompter: Prompter, task: Task, row: SampledRow) -> tuple[float, bool]:
-    text = prompter.completion(row).text
-    try:
-        score = verifier.score(task, text)
-    except ScoreError:
-        score = 0.0  # a policy whose text cannot be scored has not solved the question
-    return score, extract_answer(text) is not None
+def _judge(
+    verifier: Verifier,
+    prompter: Prompter,
+    tasks: Sequence[Task],
+    rows: Sequence[Sequence[Sequence[SampledRow]]],
+    count: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns scores [M, Q, count] float64 and whether there is an answer in tags, same shape.
+
+    Args:
+        tasks: Q questions.
+        rows: at least `count` sampled rows of every node and at least Q questions.
+    """
+    texts = [[[prompter.completion(row).text for row in group[:count]] for group in own[: len(tasks)]] for own in rows]
+    asked = [(task.ref, group) for own in texts for task, group in zip(tasks, own, strict=True)]
+    found = verifier.score(asked)
+    # A policy whose text cannot be scored has not solved the question.
+    scores = [[0.0 if isinstance(score, RejectionReason) else score for score in group] for group in found]
+    formatted = [[extract_answer(text) is not None for text in group] for _, group in asked]
+    shape = len(rows), len(tasks), count
+    return np.array(scores).reshape(shape), np.array(formatted).reshape(shape)

@@ -1,6 +1,8 @@
 """Trains a swarm: `python -m sapo_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]`.
 
-Running the same command again resumes; a larger `--config.rounds` continues a finished run.
+Running the same command again resumes; a larger `--config.rounds` continues a finished run. With
+`--listen=HOST:PORT` other processes can join the swarm, with `--join=HOST:PORT --invite=FILE` this one
+joins theirs.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from sapo_jax.progress import Progress
 from sapo_jax.report import write_report
 from sapo_jax.signals import StopRequest
 from sapo_jax.summary import describe
+from sapo_jax.swarm_flags import SwarmFlags
 from sapo_jax.training import Training
 from sapo_jax.wiring import select_platform
 from sapo_jax.workdir import open_workdir
@@ -25,6 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run: config, metrics, checkpoints, report.", flag_values=_OPTIONS
 )
+_SWARM = SwarmFlags(_OPTIONS)
 flags.mark_flags_as_required(["config", "workdir"], flag_values=_OPTIONS)
 
 
@@ -33,7 +37,8 @@ def main() -> None:
     config = from_config_dict(_CONFIG.value)
     select_platform(config)
     with open_workdir(_WORKDIR.value or "", config) as workdir, Progress(config.rounds) as progress:
-        with StopRequest(progress.print) as stop, Training(config, workdir, progress, stop) as training:
+        request = _SWARM.request(workdir.path) if _SWARM.wanted else None
+        with StopRequest(progress.print) as stop, Training(config, workdir, progress, stop, request) as training:
             done = training.run()
         if not workdir.metrics_path.is_file():
             progress.print(f"{workdir.path}: stopped before the first evaluation; the same command begins again")

@@ -21,9 +21,10 @@ from sapo_jax.seeding import generator, hash_seed
 from sapo_jax.swarm.exchange import Exchange
 from sapo_jax.swarm.pool import Pool
 from sapo_jax.swarm.selection import select, select_local
+from sapo_jax.swarm.wire.identity import short_name
 from sapo_jax.tasks.stream import TaskStream
-from sapo_jax.tasks.verifier import Rejection, Verifier, strict_success
-from sapo_jax.types import FinishReason, Rollout, ScoredRollout, Task, TaskRef
+from sapo_jax.tasks.verifier import Verifier, strict_success
+from sapo_jax.types import FinishReason, Rejection, Rollout, ScoredRollout, Task, TaskRef
 
 Metrics = dict[str, float]
 
@@ -37,7 +38,7 @@ def play_round(nodes: Sequence[Node], host: Host, round: int) -> list[Metrics]:
     tasks = [node.draw() for node in nodes]
     rows = generate(nodes, host, tasks, round)
     clock.lap("time/sample_s")
-    own = [node.score_own(drawn, group, round) for node, drawn, group in zip(nodes, tasks, rows, strict=True)]
+    own = score_own(nodes, tasks, rows, round)
     for node, rollouts in zip(nodes, own, strict=True):
         node.publish(rollouts)
     for node in nodes:
@@ -60,6 +61,15 @@ def generate(
     prompts = nodes[0].prompter.encode_all(tasks)
     seeds = [node.seed("sample", round) for node in nodes]
     return host.sample(prompts, seeds, sampling.temperature, group_size=sampling.group_size)
+
+
+def score_own(
+    nodes: Sequence[Node], tasks: Sequence[Sequence[Task]], rows: Sequence[Sequence[Sequence[SampledRow]]], round: int
+) -> list[list[ScoredRollout]]:
+    """Returns each node's own rollouts of this round, scored in one batch by the verifier that all share."""
+    made = [node.own_rollouts(drawn, group, round) for node, drawn, group in zip(nodes, tasks, rows, strict=True)]
+    verdicts = iter(nodes[0].verifier.verify([rollout for rollouts in made for rollout in rollouts]))
+    return [node.accepted([next(verdicts) for _ in rollouts]) for node, rollouts in zip(nodes, made, strict=True)]
 
 
 def update(nodes: Sequence[Node], host: Host, training: Sequence[Sequence[ScoredRollout]]) -> list[Metrics]:
@@ -103,9 +113,9 @@ class Node:
         """Joins a stream of tasks, a prompt layout, a verifier and an access to the swarm."""
         self.node_id = node_id
         self.prompter = prompter
+        self.verifier = verifier
         self._config = config
         self._stream = stream
-        self._verifier = verifier
         self._exchange = exchange
         self._position = 0  # in the task stream
         self._pool = Pool(
@@ -128,10 +138,10 @@ class Node:
             self._counts[f"tasks/skipped_{reason.value}"] += count
         return list(drawn.tasks)
 
-    def score_own(self, tasks: Sequence[Task], rows: Sequence[Sequence[SampledRow]], round: int) -> list[ScoredRollout]:
-        """Returns this round's own rollouts, scored by the same verifier as everybody's."""
+    def own_rollouts(self, tasks: Sequence[Task], rows: Sequence[Sequence[SampledRow]], round: int) -> list[Rollout]:
+        """Returns what was sampled for `tasks` as rollouts of this round."""
         self._counts["tokens/generated"] += sum(len(row.token_ids) for group in rows for row in group)
-        rollouts = [
+        return [
             Rollout(
                 task_ref=task.ref,
                 node_id=self.node_id,
@@ -141,21 +151,29 @@ class Node:
             )
             for task, group in zip(tasks, rows, strict=True)
         ]
-        return self._verified(rollouts, "own")
+
+    def accepted(self, verdicts: Sequence[ScoredRollout | Rejection]) -> list[ScoredRollout]:
+        """Returns those of the own rollouts that have scores; the others are counted."""
+        scored: list[ScoredRollout] = []
+        for verdict in verdicts:
+            if isinstance(verdict, Rejection):
+                self._counts[f"groups/rejected_own_{verdict.reason.value}"] += 1
+            else:
+                scored.append(verdict)
+        return scored
 
     def publish(self, own: Sequence[ScoredRollout]) -> None:
-        """Hands the own rollouts to the exchange; scores stay here."""
-        self._exchange.publish([scored.rollout for scored in own])
+        """Hands the own rollouts to the exchange."""
+        self._exchange.publish(own)
 
     def pull(self, round: int) -> None:
-        """Takes in what has arrived: what this node's verifier accepts enters the pool.
+        """Takes what has arrived and fits into this node's prompt limit into its pool.
 
-        A node that trains on nothing external (J = 0) empties its mailbox and judges nothing.
+        A node that trains on nothing external (J = 0) only empties its mailbox.
         """
-        rollouts = self._exchange.pull()
+        arrived = self._exchange.pull()
         if self._config.sharing.external == 0:
             return
-        arrived = self._verified(rollouts, "external")
         fitting = [scored for scored in arrived if self.prompter.fits(scored.task)]
         self._counts["groups/rejected_prompt_too_long"] += len(arrived) - len(fitting)
         self._pool.add(fitting, round)
@@ -196,6 +214,8 @@ class Node:
             metrics["reward/own_strict_frac"] = float(np.mean([strict_success(score) for score in own_scores]))
             stopped = [completion.finish_reason is FinishReason.STOP for completion in completions]
             metrics["reward/own_stopped_frac"] = float(np.mean(stopped))
+        for publisher, count in Counter(scored.rollout.node_id for scored in external).items():
+            metrics[f"groups/from/{short_name(publisher)}"] = float(count)
         if train_scores:
             metrics["reward/train_mean"] = float(np.mean(train_scores))
         for reason, count in self._pool.evicted.items():
@@ -216,16 +236,6 @@ class Node:
         self._position = int(state["position"])
         self._pool.restore_json(state["pool"], rebuild_task)
         self._evicted = self._pool.evicted
-
-    def _verified(self, rollouts: Sequence[Rollout], whose: str) -> list[ScoredRollout]:
-        accepted: list[ScoredRollout] = []
-        for rollout in rollouts:
-            verdict = self._verifier.verify(rollout)
-            if isinstance(verdict, Rejection):
-                self._counts[f"groups/rejected_{whose}_{verdict.reason.value}"] += 1
-            else:
-                accepted.append(verdict)
-        return accepted
 
 
 class _Clock:

@@ -30,6 +30,8 @@ from sapo_jax.workdir import (
 
 PAGE_FILE = "index.html"
 
+FROM = "groups/from/"  # begins the names of the counts by publisher
+
 # Held-out numbers of the summary: metric and label.
 _HELD_OUT = (
     (PASS_AT_1, "Strict pass@1"),
@@ -99,6 +101,7 @@ def _page(name: str, record: RunRecord, history: History, pictures: Sequence[Pat
         _section("Held-out results", _held_out_table(history)),
         *(_picture(path) for path in pictures),
         _section("Nodes", _nodes_table(history)),
+        _section("External rollouts trained on, by who made them", _publishers_table(history)),
         _section("Specialties, strict pass@1", _specialties_table(history)),
         _section("Configuration where it differs from the defaults", _config_table(config)),
         _section("Fixed at the start", _pairs_table(record.resolved.items())),
@@ -158,6 +161,17 @@ def _nodes_table(history: History) -> str:
             gain = _gain(history, node)
             rows.append([*row, "" if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}"])
     return _table(("strict pass@1", "first", "last", "best", "change", "paired gain"), rows)
+
+
+def _publishers_table(history: History) -> str:
+    names = sorted(name for name in history.curves if name.startswith(FROM))
+    rows = []
+    for node in history.nodes:
+        curves = [history.curve(name, node) for name in names]
+        counts = [0 if curve is None else int(curve.values.sum()) for curve in curves]
+        if any(counts):
+            rows.append([f"node {node}", *map(str, counts)])
+    return _table(("trained by", *(name.removeprefix(FROM) for name in names)), rows)
 
 
 def _first_last_row(history: History, name: str, label: str, node: int | None = None) -> list[str] | None:

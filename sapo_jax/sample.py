@@ -10,6 +10,7 @@ other weight source) in place of `--workdir` asks a model as it is before any tr
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,11 +23,12 @@ from rich.text import Text
 from sapo_jax import wiring
 from sapo_jax.command import UsageError, run_command
 from sapo_jax.config import SapoConfig
+from sapo_jax.prompting import Prompter
 from sapo_jax.seeding import hash_seed
 from sapo_jax.tasks.held_out import held_out_tasks
-from sapo_jax.tasks.verifier import ScoreError, Verifier
-from sapo_jax.trained import load_trained, load_untrained
-from sapo_jax.types import Completion, Task
+from sapo_jax.tasks.verifier import Verifier
+from sapo_jax.trained import Trained, load_trained, load_untrained
+from sapo_jax.types import Completion, RejectionReason, Task
 
 _OPTIONS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=_OPTIONS)
@@ -51,15 +53,20 @@ def main() -> None:
     if _QUESTION.value and _SPECIALTY.value:
         raise UsageError("give either --question or --specialty")
     console = Console()
-    with console.status("loading"):
-        if _SOURCE.value:
-            asked = load_untrained(_SOURCE.value, _changed)
-            who = asked.model.origin
-        else:
-            asked = load_trained(_WORKDIR.value or "", _ROUND.value, node=_NODE.value, change=_changed)
-            who = f"node {_NODE.value} after {asked.round} rounds"
-        tasks = wiring.build_tasks(asked.config)
-        prompter = wiring.build_prompter(asked.config, asked.model, tasks)
+    with contextlib.ExitStack() as opened:
+        with console.status("loading"):
+            if _SOURCE.value:
+                asked = load_untrained(_SOURCE.value, _changed)
+                who = asked.model.origin
+            else:
+                asked = load_trained(_WORKDIR.value or "", _ROUND.value, node=_NODE.value, change=_changed)
+                who = f"node {_NODE.value} after {asked.round} rounds"
+            tasks = opened.enter_context(wiring.build_tasks(asked.config))
+            prompter = wiring.build_prompter(asked.config, asked.model, tasks)
+        _ask(console, who, asked, tasks, prompter)
+
+
+def _ask(console: Console, who: str, asked: Trained, tasks: wiring.TaskSide, prompter: Prompter) -> None:
     temperature = asked.config.sampling.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
     if not math.isfinite(temperature):
         raise UsageError(f"--temperature={temperature}: must be finite")
@@ -88,12 +95,8 @@ def _changed(config: SapoConfig) -> SapoConfig:
 
 
 def _show_task(console: Console, task: Task, completions: Sequence[Completion], verifier: Verifier) -> None:
-    scores = []
-    for completion in completions:
-        try:
-            scores.append(f"{verifier.score(task, completion.text):.2f}")
-        except ScoreError as error:
-            scores.append(error.reason.value)
+    (found,) = verifier.score([(task.ref, [completion.text for completion in completions])])
+    scores = [score.value if isinstance(score, RejectionReason) else f"{score:.2f}" for score in found]
     _show(console, task.specialty, task.question, completions, truth=task.ground_truth, scores=scores)
 
 

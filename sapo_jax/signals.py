@@ -41,6 +41,10 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def request(self) -> None:
+        """Asks to stop, as a signal would; any thread may call."""
+        self._requested = True
+
     def check(self) -> None:
         """Raises Stopped if a stop was requested."""
         if self._requested:

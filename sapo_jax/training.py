@@ -6,7 +6,9 @@ is `node.py`'s business; when things happen is decided here.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,15 @@ from sapo_jax.checkpoint import Checkpointer, CheckpointError, Restored
 from sapo_jax.cold_start import cold_start
 from sapo_jax.config import SapoConfig
 from sapo_jax.evaluation import Evaluation, calls_needed, evaluate, evaluation_metrics, gain_metrics, questions_per_call
+from sapo_jax.member import Member
 from sapo_jax.metrics import CompositeTracker, JsonlTracker, TensorBoardTracker, Tracker
 from sapo_jax.node import Metrics, play_round
 from sapo_jax.progress import Progress, Stage
 from sapo_jax.report import write_report
 from sapo_jax.signals import Stopped, StopRequest
+from sapo_jax.swarm.exchange import Hub
+from sapo_jax.swarm_flags import SwarmRequest
+from sapo_jax.tasks.verifier import EXTERNAL_LANE, OWN_LANE
 from sapo_jax.workdir import Workdir
 
 EVALUATIONS = "evaluations"  # directory of per-question results, one file per evaluated round
@@ -32,7 +38,7 @@ _TOTALS = (
     "tokens/trained",
     "groups/rejected",
     "groups/evicted",
-    "groups/missed",
+    "groups/from/",
     "tasks/skipped",
 )
 
@@ -40,38 +46,27 @@ _TOTALS = (
 class Training:
     """Plays the rounds of one configuration in one workdir, from wherever it stands there."""
 
-    def __init__(self, config: SapoConfig, workdir: Workdir, progress: Progress, stop: StopRequest) -> None:
-        """Loads what the run needs; nothing is trained yet."""
+    def __init__(
+        self,
+        config: SapoConfig,
+        workdir: Workdir,
+        progress: Progress,
+        stop: StopRequest,
+        request: SwarmRequest | None = None,
+    ) -> None:
+        """Loads what the run needs; nothing is trained yet.
+
+        With a `request` the process takes part in a swarm on the network; without, its nodes are the swarm.
+        """
+        self._request = request
+        self._member: Member | None = None
         self._config = config
         self._workdir = workdir
         self._progress = progress
         self._stop = stop
-        with progress.stage("preparing tasks"):
-            self._tasks = wiring.build_tasks(config)
-        with progress.stage(f"loading {config.model.source}"):
-            model = wiring.load_model(config)
-        for assumption in model.tokenizer.assumptions:
-            progress.print(f"assumed: {assumption}")
-        if "compute_dtype" not in workdir.resolved:
-            # The layout of the checkpoints follows from the second, so it holds on any machine from now on.
-            workdir.fix_resolved(
-                compute_dtype=wiring.compute_dtype(config, model), nodes_per_program=wiring.nodes_per_program(config)
-            )
-        self._prompter = wiring.build_prompter(config, model, self._tasks)
-        with progress.stage("choosing held-out questions"):
-            self._held_out = wiring.build_held_out(config, self._prompter, self._tasks)
-        with progress.stage("placing weights"):
-            self._host = wiring.build_host(
-                config,
-                model,
-                str(workdir.resolved["compute_dtype"]),
-                per_program=int(workdir.resolved["nodes_per_program"]),
-            )
-        self._nodes, self._hub = wiring.build_nodes(config, self._prompter, self._tasks)
-        self._dropped = self._hub.dropped  # up to the last logged round
-        self._checkpoints = Checkpointer(
-            workdir.checkpoints_path, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
-        )
+        with contextlib.ExitStack() as opened:  # closes what is open if something below fails
+            self._load(opened)
+            self._opened = opened.pop_all()
 
     def run(self) -> int:
         """Plays until `config.rounds` rounds are done or a stop is requested; returns the rounds done.
@@ -102,14 +97,65 @@ class Training:
         return done
 
     def close(self) -> None:
-        """Closes the checkpoint store."""
-        self._checkpoints.close()
+        """Closes the checkpoint store and ends the scorer processes."""
+        self._opened.close()
 
     def __enter__(self) -> Training:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _load(self, opened: contextlib.ExitStack) -> None:
+        config, workdir, progress = self._config, self._workdir, self._progress
+        with progress.stage("preparing tasks"):
+            lanes = (OWN_LANE, EXTERNAL_LANE) if self._request is not None else (OWN_LANE,)
+            self._tasks = opened.enter_context(wiring.build_tasks(config, lanes=lanes))
+        with progress.stage(f"loading {config.model.source}"):
+            model = wiring.load_model(config)
+        for assumption in model.tokenizer.assumptions:
+            progress.print(f"assumed: {assumption}")
+        if "compute_dtype" not in workdir.resolved:
+            # The layout of the checkpoints follows from the second, so it holds on any machine from now on.
+            workdir.fix_resolved(
+                compute_dtype=wiring.compute_dtype(config, model), nodes_per_program=wiring.nodes_per_program(config)
+            )
+        self._prompter = wiring.build_prompter(config, model, self._tasks)
+        with progress.stage("choosing held-out questions"):
+            self._held_out = wiring.build_held_out(config, self._prompter, self._tasks)
+        with progress.stage("placing weights"):
+            self._host = wiring.build_host(
+                config,
+                model,
+                str(workdir.resolved["compute_dtype"]),
+                per_program=int(workdir.resolved["nodes_per_program"]),
+            )
+        with progress.stage("waiting for scorer processes", announce=False):
+            self._tasks.verifier.warm_up()
+        self._hub = self._join(opened)
+        self._nodes = wiring.build_nodes(config, self._prompter, self._tasks, self._hub)
+        self._hub_counts = self._hub.counts()  # up to the last logged round
+        self._checkpoints = Checkpointer(
+            workdir.checkpoints_path, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+        )
+        opened.callback(self._checkpoints.close)
+
+    def _join(self, opened: contextlib.ExitStack) -> Hub:
+        """Returns what joins the nodes: this process alone, or a swarm on the network if one was asked for."""
+        if self._request is None:
+            return wiring.memory_hub(self._config)
+        with self._progress.stage("joining the swarm", announce=False):
+            self._member = Member(
+                self._request,
+                self._config,
+                node_ids=wiring.node_ids(self._config),
+                verify=partial(self._tasks.verifier.verify, lane=EXTERNAL_LANE),
+                catalog_digests=[specialty.digest for specialty in self._tasks.specialties],
+                drain=self._stop.request,
+            )
+        opened.callback(self._member.close)
+        self._progress.print(self._member.welcome())
+        return self._member.hub
 
     def _resume_or_begin(self) -> int:
         latest, damaged = self._checkpoints.latest_round(), self._checkpoints.damaged_rounds()
@@ -145,8 +191,8 @@ class Training:
 
     def _restore_host_state(self, restored: Restored) -> None:
         try:
-            self._hub.restore_json(restored.host_state["exchange"])
-            self._dropped = self._hub.dropped
+            self._hub.restore_json(restored.host_state["exchange"], self._tasks.source.task)
+            self._hub_counts = self._hub.counts()
             for node, state in zip(self._nodes, restored.host_state["nodes"], strict=True):
                 node.restore_json(state, self._tasks.source.task)
         except (ValueError, KeyError) as error:  # another version of the task library does not know its tasks
@@ -200,13 +246,14 @@ class Training:
             write_report(self._workdir.path)
 
     def _log_round(self, done: int, metrics: Sequence[Metrics], tracker: Tracker) -> None:
-        dropped = self._hub.dropped
-        for index, (node, values) in enumerate(zip(self._nodes, metrics, strict=True)):
-            if missed := dropped[node.node_id] - self._dropped[node.node_id]:
-                values["groups/missed"] = float(missed)
+        for index, values in enumerate(metrics):
             tracker.log(done, index, values)
-        self._dropped = dropped
-        swarm = swarm_metrics(metrics)
+        counts = self._hub.counts()
+        news = {name: float(count - self._hub_counts.get(name, 0)) for name, count in counts.items()}
+        self._hub_counts = counts
+        if self._member is not None and (line := self._member.news()):
+            self._progress.print(line)
+        swarm = swarm_metrics(metrics) | {name: count for name, count in news.items() if count}
         tracker.log(done, None, swarm)
         self._progress.round_done(done, swarm)
 

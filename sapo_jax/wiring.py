@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -15,23 +17,35 @@ from sapo_jax.models.sources import LoadedModel, load
 from sapo_jax.node import Node
 from sapo_jax.prompting import Prompter
 from sapo_jax.seeding import hash_seed
+from sapo_jax.swarm.exchange import Hub
 from sapo_jax.swarm.memory_exchange import MemoryHub
-from sapo_jax.tasks.catalog import Specialty, resolve
+from sapo_jax.tasks.catalog import Specialty, require_reproducible, resolve
 from sapo_jax.tasks.held_out import held_out_tasks
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
+from sapo_jax.tasks.scoring_pool import ScoringPool
 from sapo_jax.tasks.stream import TaskStream, require_usable
 from sapo_jax.tasks.system_prompts import system_prompt
-from sapo_jax.tasks.verifier import Verifier
+from sapo_jax.tasks.verifier import OWN_LANE, Verifier
 from sapo_jax.types import Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSide:
-    """Everything about problems: which there are, who builds and who scores them."""
+    """Everything about problems: which there are, who builds and who scores them; close it after use."""
 
     specialties: tuple[Specialty, ...]
     source: ReasoningGymSource
     verifier: Verifier
+
+    def close(self) -> None:
+        """Ends the verifier's processes."""
+        self.verifier.close()
+
+    def __enter__(self) -> TaskSide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def select_platform(config: SapoConfig) -> None:
@@ -53,11 +67,26 @@ def select_platform(config: SapoConfig) -> None:
         )
 
 
-def build_tasks(config: SapoConfig) -> TaskSide:
-    """Returns the task side of a run; raises CatalogError for what cannot be trained on."""
+def build_tasks(config: SapoConfig, *, lanes: Sequence[str] = (OWN_LANE,)) -> TaskSide:
+    """Returns the task side of a run, whose scorer processes start in the background.
+
+    Args:
+        lanes: of the verifier; work in one never delays work in another.
+
+    Raises:
+        CatalogError: something that cannot be trained on.
+    """
     specialties = resolve(config.tasks.catalog, config.tasks.specialties)
+    require_reproducible(specialties)
     source = ReasoningGymSource(specialties)
-    return TaskSide(specialties=specialties, source=source, verifier=Verifier(source))
+    verifier = ScoringPool(
+        specialties,
+        lanes=lanes,
+        workers_per_lane=config.tasks.scorer_workers or min(4, max(1, (os.cpu_count() or 1) // 16)),
+        completion_budget_s=config.tasks.completion_budget_s,
+        group_budget_s=config.tasks.group_budget_s,
+    )
+    return TaskSide(specialties=specialties, source=source, verifier=verifier)
 
 
 def build_prompter(config: SapoConfig, model: LoadedModel, tasks: TaskSide) -> Prompter:
@@ -136,11 +165,19 @@ def build_stream(config: SapoConfig, tasks: TaskSide, node_id: str) -> TaskStrea
     )
 
 
-def build_nodes(config: SapoConfig, prompter: Prompter, tasks: TaskSide) -> tuple[list[Node], MemoryHub]:
-    """Returns the nodes of this host, joined by an exchange in memory."""
-    ids = [f"node-{index}" for index in range(config.nodes)]
-    hub = MemoryHub(ids, mailbox_rollouts=config.sharing.pool_rollouts)
-    nodes = [
+def node_ids(config: SapoConfig) -> tuple[str, ...]:
+    """Returns what the nodes of a host are called within its process."""
+    return tuple(f"node-{index}" for index in range(config.nodes))
+
+
+def memory_hub(config: SapoConfig) -> MemoryHub:
+    """Returns the hub of a swarm that lives in this process alone."""
+    return MemoryHub(node_ids(config), mailbox_rollouts=config.sharing.pool_rollouts)
+
+
+def build_nodes(config: SapoConfig, prompter: Prompter, tasks: TaskSide, hub: Hub) -> list[Node]:
+    """Returns the nodes of this host, joined by `hub`."""
+    return [
         Node(
             node_id,
             config,
@@ -149,9 +186,8 @@ def build_nodes(config: SapoConfig, prompter: Prompter, tasks: TaskSide) -> tupl
             verifier=tasks.verifier,
             exchange=hub.connect(node_id),
         )
-        for node_id in ids
+        for node_id in node_ids(config)
     ]
-    return nodes, hub
 
 
 def build_held_out(config: SapoConfig, prompter: Prompter, tasks: TaskSide) -> list[Task]:

@@ -13,6 +13,9 @@ from sapo_jax.learner.step import Batch
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.sources import LoadedModel
 from sapo_jax.prompting import Prompter
+from sapo_jax.tasks.catalog import resolve
+from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
+from sapo_jax.tasks.verifier import InProcessVerifier
 from sapo_jax.text.byte_tokenizer import byte_tokenizer
 from sapo_jax.text.encode import EncodedPrompts
 from sapo_jax.types import Task
@@ -31,6 +34,13 @@ def small_config(**changes: Any) -> SapoConfig:
         sharing=SharingConfig(local=2, external=3, max_uses=1),
     )
     return replace(base, **changes)
+
+
+def build_tasks(config: SapoConfig) -> wiring.TaskSide:
+    """Returns the task side of a run that scores in this process: tests write no completion that needs a kill."""
+    specialties = resolve(config.tasks.catalog, config.tasks.specialties)
+    source = ReasoningGymSource(specialties)
+    return wiring.TaskSide(specialties=specialties, source=source, verifier=InProcessVerifier(source))
 
 
 def build_prompter(config: SapoConfig, tasks: wiring.TaskSide) -> Prompter:

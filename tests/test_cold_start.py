@@ -10,13 +10,13 @@ from sapo_jax.cold_start import cold_start
 from sapo_jax.config import ColdStartConfig, SamplingConfig, SapoConfig
 from sapo_jax.text.byte_tokenizer import byte_tokenizer
 from sapo_jax.types import Task
-from tests.fakes import RuleHost, build_prompter, small_config
+from tests.fakes import RuleHost, build_prompter, build_tasks, small_config
 
 
 def _run(settings: ColdStartConfig, **changes: Any) -> tuple[SapoConfig, Any, list[list[list[Task]]]]:
     """Runs a cold start; returns config, host, and the tasks drawn for every step and node."""
     config = small_config(cold_start=settings, **changes)
-    tasks = wiring.build_tasks(config)
+    tasks = build_tasks(config)
     prompter = build_prompter(config, tasks)
     host: Any = RuleHost(config, prompter, lambda node, question, g: ("", True))
     streams = [wiring.build_stream(config, tasks, f"cold {n}") for n in range(config.nodes)]
@@ -94,7 +94,7 @@ def test_every_step_has_tasks_and_a_shape_of_its_own() -> None:
 
 def test_a_stop_ends_it_between_steps() -> None:
     config = small_config(cold_start=ColdStartConfig(steps=5, batch_rows=2))
-    tasks = wiring.build_tasks(config)
+    tasks = build_tasks(config)
     prompter = build_prompter(config, tasks)
     host: Any = RuleHost(config, prompter, lambda node, question, g: ("", True))
     streams = [wiring.build_stream(config, tasks, f"cold {n}") for n in range(config.nodes)]

@@ -127,7 +127,8 @@ def test_a_config_file_that_fails(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_help_says_what_the_options_are() -> None:
-    for module, option in (("main", "--config"), ("evaluate", "--json"), ("sample", "--question"), ("export", "--out")):
+    options = {"main": "--config", "evaluate": "--json", "sample": "--question", "export": "--out", "verify": "--list"}
+    for module, option in options.items():
         outcome = call(module, "--help")
         assert outcome.code == 0 and f"  {option}: " in outcome.out and outcome.err == ""
 
@@ -268,7 +269,7 @@ def test_the_tasks_of_another_library_version(tmp_path: Path, finished: Path) ->
     entries = [entry for node in state["state"]["nodes"] for entry in node["pool"]["entries"]]
     assert entries
     for entry in entries:
-        entry["rollout"]["task_ref"]["config_digest"] = "0" * 64
+        entry["scored"]["rollout"]["task_ref"]["config_digest"] = "0" * 64
     host.write_text(json.dumps(state))
     outcome = _main(workdir)
     _fails(outcome, 1, f"{workdir / CHECKPOINTS / '2'}: its exchange and pools cannot be restored")

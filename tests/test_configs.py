@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
+import runpy
 import shlex
 import sys
 from functools import lru_cache, partial
@@ -23,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from sapo_jax import presets, wiring
-from sapo_jax.config import SapoConfig, from_config_dict, to_dict
+from sapo_jax.config import ConfigError, SapoConfig, from_config_dict, to_dict
 from sapo_jax.evaluation import questions_per_call
 from sapo_jax.learner.optimizer import make_optimizer
 from sapo_jax.learner.step import Batch, TrainState, init_state, update
@@ -32,13 +33,18 @@ from sapo_jax.models.decoder import abstract_params
 from sapo_jax.models.node_axis import over_nodes
 from sapo_jax.models.sources import load
 from sapo_jax.sampling.decode import Prompts, sample
+from sapo_jax.swarm_flags import SwarmFlags
 from sapo_jax.tasks.stream import require_usable
+from tests.fakes import build_tasks
 
 # ml_collections 1.1 loads config files through a deprecated call of importlib.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = tuple(path.stem for path in sorted((ROOT / "configs").glob("*.py")))
+FILES = tuple(path.stem for path in sorted((ROOT / "configs").glob("*.py")))
+SWARMS = {"swarm_example": ("smollm2", "llama_small", "qwen_large")}  # files whose variants are hosts
+STUDIES = tuple(name for name in FILES if name not in SWARMS)
+CONFIGS = (*STUDIES, *(f"{name}:{host}" for name, hosts in SWARMS.items() for host in hosts))
 VARIANTS = ("", "8_0", "6_2", "4_4", "2_6")
 
 SMOLLM2_135M = DecoderConfig(
@@ -101,6 +107,7 @@ def parse_flags(*arguments: str) -> ConfigDict:
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    SwarmFlags(values)
     command = ["main", *arguments]
     # The config flag looks its overrides up in sys.argv, whatever it is asked to parse.
     with contextlib.chdir(ROOT), mock.patch.object(sys, "argv", command):
@@ -110,6 +117,8 @@ def parse_flags(*arguments: str) -> ConfigDict:
 
 @lru_cache(maxsize=64)
 def config_of(name: str, variant: str = "") -> SapoConfig:
+    name, _, host = name.partition(":")
+    variant = host or variant
     return from_config_dict(parse_flags(f"--config=configs/{name}.py" + (f":{variant}" if variant else "")))
 
 
@@ -143,11 +152,20 @@ def prompt_shapes(config: SapoConfig, nodes: int, questions: int, length: int) -
 
 
 def test_the_named_configs_are_there():
-    assert {"tiny", "smollm2_135m", "qwen05b", "qwen3_06b", "rg_mini"} <= set(CONFIGS)
+    assert {"tiny", "smollm2_135m", "qwen05b", "qwen3_06b", "rg_mini"} <= set(FILES)
+
+
+def test_a_swarm_says_which_hosts_it_has():
+    for name, hosts in SWARMS.items():
+        assert f"HOSTS = {hosts!r}".replace("'", '"') in (ROOT / "configs" / f"{name}.py").read_text()
+    # Hosts can verify each other's groups only if they have the same specialties.
+    assert len({config_of(name).tasks.specialties for name in CONFIGS if name.startswith("swarm_example")}) == 1
+    with pytest.raises(ConfigError, match="must be one of smollm2, llama_small, qwen_large"):
+        runpy.run_path(str(ROOT / "configs" / "swarm_example.py"))["get_config"]("4_4")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", STUDIES)
 def test_loads_converts_and_validates(name, variant):
     config = config_of(name, variant)
     if variant:
@@ -158,7 +176,7 @@ def test_loads_converts_and_validates(name, variant):
     assert changed == plain, "a variant changes the mix of own and external rollouts and nothing else"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", STUDIES)
 def test_is_locked(name):
     config = parse_flags(f"--config=configs/{name}.py:4_4")
     with pytest.raises(AttributeError, match="roundz"):
@@ -177,7 +195,7 @@ def test_studies_use_the_published_algorithm(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_catalog_resolves(name):
     config = config_of(name)
-    tasks = wiring.build_tasks(config)
+    tasks = build_tasks(config)
     names = [specialty.name for specialty in tasks.specialties]
     assert len(names) == len(set(names)) >= 1
     if name in ("qwen05b", "qwen3_06b", "rg_mini"):
@@ -188,7 +206,7 @@ def test_its_catalog_resolves(name):
 def test_prompts_in_bytes_fit_the_limit(name):
     """Of 20 questions a specialty nearly all must fit: a config that skips its tasks trains on something else."""
     config = config_of(name)
-    tasks = wiring.build_tasks(config)
+    tasks = build_tasks(config)
     prompter = wiring.build_prompter(config, load(config.model.source, init=config.model.init), tasks)
     fitting = require_usable(tasks.source, tasks.specialties, prompter.fits, questions=20)
     assert min(fitting.values()) >= 0.95, fitting
@@ -308,7 +326,7 @@ def commands_in(text: str) -> list[list[str]]:
     return [shlex.split(arguments, comments=True) for arguments in found]
 
 
-@pytest.mark.parametrize("path", ["README.md", *(f"configs/{name}.py" for name in CONFIGS)])
+@pytest.mark.parametrize("path", ["README.md", *(f"configs/{name}.py" for name in FILES)])
 def test_commands_in_the_text_are_accepted(path):
     text = (ROOT / path).read_text()
     commands = commands_in(text)
@@ -319,7 +337,7 @@ def test_commands_in_the_text_are_accepted(path):
             assert any(argument.startswith(f"--config={path}") for argument in arguments)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FILES)
 def test_the_docstring_says_hardware_duration_and_what_to_expect(name):
     docstring = (ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text())) or "").lower()
     for word in ("hardware", "duration", "expect"):

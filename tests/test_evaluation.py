@@ -18,7 +18,7 @@ from sapo_jax.evaluation import (
     questions_per_call,
     specialty_metrics,
 )
-from tests.fakes import RuleHost, build_prompter, small_config, truths_of
+from tests.fakes import RuleHost, build_prompter, build_tasks, small_config, truths_of
 
 
 def _result() -> Evaluation:
@@ -130,7 +130,7 @@ def test_results_come_back_from_their_file(tmp_path: Path) -> None:
 def test_every_node_is_asked_every_question() -> None:
     """Node 0 solves with even samples, node 1 never writes tags; greedy solves always."""
     config = small_config(eval=EvalConfig(questions=5, samples=6, temperature=0.7))
-    tasks = wiring.build_tasks(config)
+    tasks = build_tasks(config)
     prompter = build_prompter(config, tasks)
     questions = wiring.build_held_out(config, prompter, tasks)
     truths = truths_of(questions)
@@ -178,6 +178,6 @@ def test_held_out_questions_are_the_same_for_every_seed_and_mix() -> None:
     other = replace(one, seed=9, nodes=1, sharing=replace(one.sharing, local=1, external=0))
     found = []
     for config in (one, other):
-        tasks = wiring.build_tasks(config)
+        tasks = build_tasks(config)
         found.append([task.question for task in wiring.build_held_out(config, build_prompter(config, tasks), tasks)])
     assert found[0] == found[1]

@@ -20,10 +20,12 @@ ROOT = Path(sapo_jax.__file__).parent
 
 BASE = {"types", "config", "seeding"}
 RECORDS = {"workdir", "metrics", "statistics", "figures", "report", "progress"}  # what a run leaves and shows
-COMMANDS = {"main", "evaluate", "sample", "export"}
-SHELL = {"command", "signals", "summary", "trained"}  # what the commands share
+COMMANDS = {"main", "evaluate", "sample", "export", "verify"}
+LIGHT_COMMANDS = {"status", "relay", "contribute"}  # run where no jax is
+SHELL = {"command", "command_line", "signals", "summary", "swarm_flags", "trained"}  # what the commands share
 NODE = {"algo", "models", "sampling", "text", "tasks", "swarm", "learner"}
-ASSEMBLY = {"presets", "checkpoint", "evaluation", "host", "node", "prompting", "cold_start", "wiring", "training"}
+ASSEMBLY = {"presets", "checkpoint", "evaluation", "host", "node", "prompting", "cold_start", "wiring"}
+ASSEMBLY |= {"member", "training"}
 
 # Unit (module or package under sapo_jax) -> the other units it may import.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -49,17 +51,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wiring": BASE | NODE | {"host", "node", "prompting"},
     "signals": set(),
     "summary": RECORDS,
-    "training": BASE | RECORDS | (ASSEMBLY - {"training"}) | {"signals"},
+    "swarm_flags": {"swarm"},
+    "member": BASE | {"tasks", "swarm", "swarm_flags"},
+    "training": BASE | RECORDS | NODE | (ASSEMBLY - {"training"}) | {"signals", "swarm_flags"},
     "trained": BASE | RECORDS | NODE | (ASSEMBLY - {"training"}),
-    "command": BASE | RECORDS | NODE | {"checkpoint"},
+    "command_line": BASE,
+    "command": BASE | RECORDS | NODE | {"checkpoint", "command_line"},
     **{unit: BASE | RECORDS | NODE | ASSEMBLY | SHELL for unit in COMMANDS},
+    **{unit: BASE | {"tasks", "swarm", "swarm_flags", "command_line", "signals"} for unit in LIGHT_COMMANDS},
 }
 
 # Concrete module or package -> the only units that may import it, its own package not excepted. The
 # others get an `Exchange`, a `TaskSource`, a `Tokenizer`, a `Host`, and whoever wires chooses which.
 CONCRETE: dict[str, set[str]] = {
     "swarm.memory_exchange": {"wiring"},
-    "tasks.reasoning_gym_source": {"wiring"},
+    "swarm.network_exchange": {"member"},
+    "tasks.reasoning_gym_source": {"tasks", "wiring", "contribute"},
+    "tasks.scoring_pool": {"wiring", "command"},
     "text.byte_tokenizer": {"models"},
     "text.gguf_tokenizer": {"models"},
     "models": {"models", "sampling", "learner", "host", "wiring", "trained", "command", "export"},
@@ -72,7 +80,11 @@ CONCRETE: dict[str, set[str]] = {
 OWNED: dict[str, set[str]] = {
     "torch": set(),
     "grpc": {"swarm"},
+    "grpc_health": {"swarm"},
+    "grpc_reflection": {"swarm"},
     "google": {"swarm"},  # protobuf
+    "cryptography": {"swarm"},
+    "prometheus_client": {"swarm"},
     "reasoning_gym": {"tasks"},
     "transformers": {"text"},  # tokenizers and chat templates only
     "tokenizers": {"text"},
@@ -84,15 +96,46 @@ OWNED: dict[str, set[str]] = {
     "ml_dtypes": {"models"},
     "orbax": {"checkpoint"},
     "optax": {"learner"},
-    "absl": {"command", *COMMANDS},
+    "absl": {"command", "command_line", "swarm_flags", *COMMANDS, *LIGHT_COMMANDS},
     "matplotlib": {"figures", "report"},
     "tensorboardX": {"metrics"},
     "rich": {"progress", *COMMANDS},
     "ml_collections": {"config", "presets", *COMMANDS},
 }
 
+# Package -> the only files that may import from it: what the wire looks like stays behind them.
+OWNED_BY_FILES: dict[str, set[str]] = {
+    "sapo_jax.swarm.wire.generated": {
+        "swarm/wire/codec.py",
+        "swarm/wire/service_codec.py",
+        "swarm/calls/grpc_client.py",
+        "swarm/calls/grpc_server.py",
+        "swarm/mesh/admin.py",
+    },
+    "grpc": {
+        "swarm/calls/grpc_client.py",
+        "swarm/calls/grpc_server.py",
+        "swarm/calls/pipeline.py",
+        "swarm/calls/status_codes.py",
+        "swarm/mesh/admin.py",
+    },
+    "grpc_health": {"swarm/calls/health.py"},
+    "grpc_reflection": {"swarm/calls/reflection.py"},
+    "google": {
+        "swarm/wire/parse.py",
+        "swarm/wire/spans.py",
+        "swarm/calls/grpc_client.py",
+        "swarm/mesh/admin.py",
+        "swarm/wire/generated/rollout_exchange_pb2.py",
+        "swarm/wire/generated/node_admin_pb2.py",
+    },
+}
+
+# The rooms of sapo_jax/swarm, each of which may import those before it; what lies beside them may import all.
+SWARM_ROOMS = ("wire", "store", "calls", "mesh")
+
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
-WITHOUT_JAX = BASE | RECORDS | {"presets", "text", "tasks", "swarm"}
+WITHOUT_JAX = BASE | RECORDS | LIGHT_COMMANDS | {"presets", "command_line", "signals", "text", "tasks", "swarm"}
 
 
 def _unit(path: Path, root: Path) -> str:
@@ -132,11 +175,25 @@ def _violations(root: Path) -> list[str]:
                     found.append(f"{where}: {unit} may not import {name}")
             elif unit not in OWNED.get(top, {unit}) or (unit in WITHOUT_JAX and top in JAX):
                 found.append(f"{where}: {unit} may not import {name}")
+            found += [
+                f"{where}: only {', '.join(sorted(owners))} may import {name}"
+                for owned, owners in OWNED_BY_FILES.items()
+                if f"{name}.".startswith(f"{owned}.") and where.as_posix() not in owners
+            ]
     return found
 
 
 def test_imports_point_downward():
     assert _violations(ROOT) == []
+
+
+def test_the_rooms_of_the_swarm_import_downward():
+    for depth, room in enumerate(SWARM_ROOMS):
+        may = {f"sapo_jax.swarm.{other}" for other in SWARM_ROOMS[: depth + 1]}
+        for path in sorted((ROOT / "swarm" / room).rglob("*.py")):
+            for name in _imports(path.read_text()):
+                if name.startswith("sapo_jax.swarm."):
+                    assert ".".join(name.split(".")[:3]) in may, f"{path.relative_to(ROOT)} may not import {name}"
 
 
 def test_units_do_not_import_each_other_in_a_circle():
@@ -156,7 +213,7 @@ def test_concrete_modules_and_their_importers_exist():
 
 
 def test_nobody_imports_a_command():
-    assert not any(targets & COMMANDS for targets in MAY_IMPORT.values())
+    assert not any(targets & (COMMANDS | LIGHT_COMMANDS) for targets in MAY_IMPORT.values())
 
 
 @pytest.mark.parametrize(
@@ -200,14 +257,41 @@ def test_nobody_imports_a_command():
         ("node.py", "from sapo_jax.swarm.exchange import Exchange\nimport sapo_jax.tasks.stream", None),
         ("wiring.py", "import sapo_jax.swarm.memory_exchange\nfrom sapo_jax.models import sources", None),
         ("extra.py", "", "unit 'extra' is not in MAY_IMPORT"),
+        ("node.py", "from cryptography import x509", "node may not import cryptography"),
+        ("swarm/calls/health.py", "from grpc_health.v1 import health_pb2", None),
+        ("swarm/wire/spans.py", "from google.protobuf.duration_pb2 import Duration", None),
+        ("swarm/wire/codec.py", "from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb", None),
         ("swarm/pool.py", "import numpy\nfrom sapo_jax.types import Task\nimport sapo_jax.swarm.exchange", None),
     ],
 )
 def test_the_check_sees_what_it_should(tmp_path, path, source, complaint):
     file = tmp_path / path
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(source)
     assert _violations(tmp_path) == ([] if complaint is None else [f"{path}: {complaint}"])
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("swarm/pool.py", "import grpc"),
+        ("swarm/pool.py", "import grpc.aio"),
+        ("swarm/store/group_store.py", "from google.protobuf.message import Message"),
+        ("swarm/calls/service.py", "from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb"),
+        ("swarm/calls/service.py", "import sapo_jax.swarm.wire.generated.rollout_exchange_pb2"),
+    ],
+)
+def test_the_check_sees_which_file_imports_the_wire(tmp_path, path, source):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(source)
+    (complaint,) = _violations(tmp_path)
+    assert complaint.startswith(f"{path}: only swarm/") and " may import " in complaint
+
+
+def test_every_owner_of_the_wire_is_there():
+    owners = {name for names in OWNED_BY_FILES.values() for name in names}
+    assert [name for name in sorted(owners) if not (ROOT / name).exists()] == []
 
 
 def test_a_fresh_process_imports_these_without_loading_jax():

@@ -9,6 +9,7 @@ from sapo_jax import presets, wiring
 from sapo_jax.cold_start import cold_start
 from sapo_jax.config import default_config_dict, from_config_dict
 from sapo_jax.node import play_round
+from tests.fakes import build_tasks
 
 ROUNDS = 60
 LAST = 20  # rounds that are judged
@@ -41,11 +42,11 @@ def played(learning_rate: float, rounds: int, seed: int = 0) -> dict[str, np.nda
     draft.cold_start.steps = 30
     config = from_config_dict(draft)
 
-    tasks = wiring.build_tasks(config)
+    tasks = build_tasks(config)
     model = wiring.load_model(config)
     prompter = wiring.build_prompter(config, model, tasks)
     host = wiring.build_host(config, model, "float32")
-    nodes, _ = wiring.build_nodes(config, prompter, tasks)
+    nodes = wiring.build_nodes(config, prompter, tasks, wiring.memory_hub(config))
     streams = [wiring.build_stream(config, tasks, f"cold start of node-{n}") for n in range(config.nodes)]
     cold_start(host, prompter, streams, config)
     history = [play_round(nodes, host, round) for round in range(1, rounds + 1)]

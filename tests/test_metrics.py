@@ -147,7 +147,7 @@ def test_tensorboard_has_a_run_per_node_and_purges_on_continuing(tmp_path: Path)
 def test_a_full_disk_stops_tensorboard_with_one_error_and_closes_every_file(tmp_path: Path) -> None:
     tracker = TensorBoardTracker(tmp_path)
     _log_some(tracker, range(2))
-    writers = list(tracker._writers.values())
+    writers: list[Any] = list(tracker._writers.values())
     writers[0]._writer.close()
     writers[0]._writer = open("/dev/full", "wb")  # noqa: SIM115 (closed by the tracker)
     with pytest.raises(OSError, match=rf"No space left.*{tmp_path}"):

@@ -10,12 +10,13 @@ import pytest
 
 from sapo_jax import wiring
 from sapo_jax.config import SapoConfig, SharingConfig, TasksConfig
-from sapo_jax.node import Node, generate, play_round
+from sapo_jax.node import Node, generate, play_round, score_own
 from sapo_jax.prompting import Prompter
 from sapo_jax.swarm.exchange import Exchange
 from sapo_jax.swarm.memory_exchange import MemoryHub
-from sapo_jax.types import Completion, FinishReason, Rollout, Task, TaskRef
-from tests.fakes import Rule, RuleHost, build_prompter, small_config, truths_of
+from sapo_jax.tasks.verifier import InProcessVerifier
+from sapo_jax.types import Completion, FinishReason, Rejection, RejectionReason, Rollout, ScoredRollout, Task
+from tests.fakes import Rule, RuleHost, build_prompter, build_tasks, small_config, truths_of
 
 
 class _Recorded:
@@ -27,12 +28,12 @@ class _Recorded:
         self._events = events
         self.published: list[Rollout] = []
 
-    def publish(self, rollouts: Sequence[Rollout]) -> None:
+    def publish(self, scored: Sequence[ScoredRollout]) -> None:
         self._events.append(f"publish {self._node_id}")
-        self.published += rollouts
-        self._exchange.publish(rollouts)
+        self.published += [item.rollout for item in scored]
+        self._exchange.publish(scored)
 
-    def pull(self) -> list[Rollout]:
+    def pull(self) -> list[ScoredRollout]:
         self._events.append(f"pull {self._node_id}")
         return self._exchange.pull()
 
@@ -54,9 +55,14 @@ class _Swarm:
         return play_round(self.nodes, self.host, round)
 
 
-def _swarm(config: SapoConfig, rule: Rule | None = None, strangers: Sequence[str] = ()) -> _Swarm:
+def _swarm(
+    config: SapoConfig,
+    rule: Rule | None = None,
+    strangers: Sequence[str] = (),
+    tasks: wiring.TaskSide | None = None,
+) -> _Swarm:
     """Returns a swarm whose nodes follow `rule`: by default even completions are right, odd ones cut short."""
-    tasks = wiring.build_tasks(config)
+    tasks = tasks or build_tasks(config)
     prompter = build_prompter(config, tasks)
     truths = _truths(config, tasks)
 
@@ -91,9 +97,12 @@ def _sharing(local: int, external: int, **changes: Any) -> SharingConfig:
     return SharingConfig(local=local, external=external, max_uses=1, **changes)
 
 
-def _rollout(ref: TaskRef, texts: Sequence[str], node_id: str = "stranger") -> Rollout:
+def _foreign(task: Task, texts: Sequence[str]) -> ScoredRollout:
+    """Returns a stranger's rollout: right answers score 1, all others 0."""
     completions = tuple(Completion(text=text, finish_reason=FinishReason.STOP) for text in texts)
-    return Rollout(task_ref=ref, node_id=node_id, round=1, policy_version=0, completions=completions)
+    rollout = Rollout(task_ref=task.ref, node_id="stranger", round=1, policy_version=0, completions=completions)
+    right = f"<answer>{task.ground_truth}</answer>"
+    return ScoredRollout(rollout=rollout, task=task, scores=tuple(float(text == right) for text in texts))
 
 
 def _training_tasks(swarm: _Swarm, count: int) -> tuple[Task, ...]:
@@ -122,7 +131,7 @@ def test_the_training_set_is_i_own_and_j_foreign_groups() -> None:
     swarm = _swarm(small_config(nodes=3, sharing=_sharing(2, 3)))
     tasks = [node.draw() for node in swarm.nodes]
     rows = generate(swarm.nodes, swarm.host, tasks, 1)
-    own = [node.score_own(drawn, group, 1) for node, drawn, group in zip(swarm.nodes, tasks, rows, strict=True)]
+    own = score_own(swarm.nodes, tasks, rows, 1)
     for node, rollouts in zip(swarm.nodes, own, strict=True):
         assert [scored.rollout.node_id for scored in rollouts] == [node.node_id] * 2
         node.publish(rollouts)
@@ -168,7 +177,7 @@ def test_the_round_draws_with_seeds_of_its_own() -> None:
 def test_own_and_training_rewards_are_told_apart() -> None:
     """Node 0 solves nothing, node 1 half: node 0's training reward is not its own."""
     config = small_config(sharing=_sharing(2, 2))
-    truths = _truths(config, wiring.build_tasks(config))
+    truths = _truths(config, build_tasks(config))
 
     def rule(node: int, question: str, g: int) -> tuple[str, bool]:
         return f"<answer>{truths[question] if node == 1 and g < 2 else 'x'}</answer>", True
@@ -194,7 +203,7 @@ def test_own_tokens_are_counted_with_their_end_token() -> None:
 def test_few_candidates_make_a_smaller_training_set() -> None:
     """J = 5, but of the two groups of the other node one has no spread of rewards."""
     config = small_config(sharing=_sharing(2, 5))
-    truths = _truths(config, wiring.build_tasks(config))
+    truths = _truths(config, build_tasks(config))
     flat = sorted(truths)[::2]
 
     def rule(node: int, question: str, g: int) -> tuple[str, bool]:
@@ -228,33 +237,18 @@ def test_without_sharing_a_swarm_is_many_solo_runs_bit_for_bit() -> None:
     assert swarm.host.sampled[-1]["seeds"][0] == solo.host.sampled[-1]["seeds"][0]
 
 
-def test_held_out_questions_are_refused_whoever_sends_them() -> None:
-    swarm = _swarm(small_config(sharing=_sharing(2, 5)), strangers=["stranger"])
-    (held_out, *_) = wiring.build_held_out(swarm.config, swarm.prompter, swarm.tasks)
-    right = f"<answer>{held_out.ground_truth}</answer>"
-    swarm.hub.connect("stranger").publish([_rollout(held_out.ref, [right, "x", "x", "x"])])
-    metrics = swarm.play()
-    assert [values["groups/rejected_external_held_out"] for values in metrics] == [1, 1]
-    assert [values["groups/external"] for values in metrics] == [2, 2]  # those of the other node
+def test_own_rollouts_that_cannot_be_scored_are_counted_and_not_published() -> None:
+    config = small_config()
+    long = _asked(_swarm(config))[0][0]
 
+    def rule(node: int, question: str, g: int) -> tuple[str, bool]:
+        return ("x" * 70_000 if question == long and g == 1 else "y"), True
 
-def test_rejected_rollouts_are_counted_by_reason_and_round() -> None:
-    swarm = _swarm(small_config(), strangers=["stranger"])
-    (task,) = _training_tasks(swarm, 1)
-    stranger = swarm.hub.connect("stranger")
-    stranger.publish(
-        [
-            _rollout(replace(task.ref, config_digest="0" * 64), ["x", "y"]),
-            _rollout(replace(task.ref, dataset="no_such_dataset"), ["x", "y"]),
-            _rollout(task.ref, ["x" * 70_000, "y"]),
-            _rollout(task.ref, ["x"] * 65),
-        ]
-    )
+    swarm = _swarm(config, rule)
     first, second = swarm.play(1), swarm.play(2)
-    for values in first:
-        assert values["groups/rejected_external_unknown_task"] == 2
-        assert values["groups/rejected_external_completion_size"] == 1
-        assert values["groups/rejected_external_group_size"] == 1
+    assert [values.get("groups/rejected_own_completion_size") for values in first] == [1, None]
+    assert [values["groups/local"] for values in first] == [1, 2]
+    assert len(swarm.exchanges[0].published) == 3  # one in the first round, two in the second
     assert not any("rejected" in name for values in second for name in values)
 
 
@@ -267,7 +261,7 @@ def test_a_foreign_question_that_is_too_long_for_us_is_counted() -> None:
         sampling = replace(wide.config.sampling, prompt_buckets=buckets)
         swarm = _swarm(small_config(tasks=tasks, sampling=sampling), strangers=["stranger"])
         answers = [f"<answer>{task.ground_truth}</answer>", "x"]
-        swarm.hub.connect("stranger").publish([_rollout(task.ref, answers)])
+        swarm.hub.connect("stranger").publish([_foreign(task, answers)])
         assert swarm.play()[0].get("groups/rejected_prompt_too_long") == count
 
 
@@ -303,7 +297,7 @@ def test_a_smaller_foreign_group_leaves_rows_empty() -> None:
     swarm = _swarm(small_config(nodes=1, sharing=_sharing(2, 1)), strangers=["stranger"])
     (task,) = _training_tasks(swarm, 1)
     answers = [f"<answer>{task.ground_truth}</answer>", "x"]
-    swarm.hub.connect("stranger").publish([_rollout(task.ref, answers)])
+    swarm.hub.connect("stranger").publish([_foreign(task, answers)])
     swarm.play()
     ((batch,),) = swarm.host.batches
     assert batch.valid[2].tolist() == [True, True, False, False]
@@ -336,7 +330,7 @@ def test_every_round_and_node_selects_by_itself() -> None:
     sharing = SharingConfig(local=2, external=3, max_age_rounds=10, max_uses=64)
     swarm = _swarm(small_config(sharing=sharing), strangers=["stranger"])
     tasks = _training_tasks(swarm, 12)
-    swarm.hub.connect("stranger").publish([_rollout(t.ref, [f"<answer>{t.ground_truth}</answer>", "x"]) for t in tasks])
+    swarm.hub.connect("stranger").publish([_foreign(t, [f"<answer>{t.ground_truth}</answer>", "x"]) for t in tasks])
     drawn = []
     for node in swarm.nodes:
         node.pull(1)
@@ -352,7 +346,7 @@ def test_a_restored_swarm_plays_on_as_it_would_have() -> None:
         stopped.play(round)
     for node, other in zip(resumed.nodes, stopped.nodes, strict=True):
         node.restore_json(other.to_json(), resumed.tasks.source.task)
-    resumed.hub.restore_json(stopped.hub.to_json())
+    resumed.hub.restore_json(stopped.hub.to_json(), resumed.tasks.source.task)
     for round in (3, 4):
         expected, found = whole.play(round), resumed.play(round)
         assert _same(whole.host.batches[-1], resumed.host.batches[-1])
@@ -366,3 +360,20 @@ def test_the_state_of_another_node_is_refused() -> None:
     swarm = _swarm(small_config())
     with pytest.raises(ValueError, match="'node-0' is not that of node 'node-1'"):
         swarm.nodes[1].restore_json(swarm.nodes[0].to_json(), swarm.tasks.source.task)
+
+
+def test_own_groups_that_the_verifier_gives_up_are_counted_and_never_an_error() -> None:
+    """A question takes too long to score in the first round: one node trains on less, the other as always."""
+
+    class Impatient(InProcessVerifier):
+        def verify(self, rollouts: Sequence[Rollout], *, lane: str = "own") -> list[ScoredRollout | Rejection]:
+            assert [rollout.node_id for rollout in rollouts] == ["node-0"] * 2 + ["node-1"] * 2, "one batch for all"
+            first, *rest = super().verify(rollouts, lane=lane)
+            return [Rejection(rollout=first.rollout, reason=RejectionReason.TIMEOUT, detail="too slow"), *rest]
+
+    config = small_config(sharing=_sharing(2, 0))
+    tasks = build_tasks(config)
+    swarm = _swarm(config, tasks=replace(tasks, verifier=Impatient(tasks.source)))
+    first, second = swarm.play()
+    assert first["groups/rejected_own_timeout"] == 1 and first["groups/local"] == 1
+    assert "groups/rejected_own_timeout" not in second and second["groups/local"] == 2

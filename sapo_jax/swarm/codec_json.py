@@ -1,4 +1,4 @@
-"""Rollouts as JSON-ready data, exact in both directions: what checkpoints hold.
+"""Rollouts and their scores as JSON-ready data, exact in both directions: what checkpoints hold.
 
 Floats keep their bits (Python writes the shortest text that reads back the same), and texts keep
 every code point. Decoding checks each key and type and names the place that is wrong.
@@ -6,10 +6,10 @@ every code point. Decoding checks each key and type and names the place that is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, cast
 
-from sapo_jax.types import Completion, FinishReason, Rollout, TaskRef
+from sapo_jax.types import Completion, FinishReason, Rollout, ScoredRollout, Task, TaskRef
 
 _T = TypeVar("_T", int, str, list[Any], dict[str, Any])
 
@@ -58,6 +58,25 @@ def rollout_from_json(data: Any) -> Rollout:
             _completion_from_json(item, f"rollout.completions[{i}]") for i, item in enumerate(completions)
         ),
     )
+
+
+def scored_to_json(scored: ScoredRollout) -> dict[str, Any]:
+    """Returns a rollout with its scores; the task is left out, its reference suffices."""
+    return {"rollout": rollout_to_json(scored.rollout), "scores": list(scored.scores)}
+
+
+def scored_from_json(data: Any, path: str, rebuild_task: Callable[[TaskRef], Task]) -> ScoredRollout:
+    """Returns what `scored_to_json` wrote; scores are taken over, not computed again.
+
+    Raises:
+        CodecError: a key is missing, unknown or of the wrong type, or the scores are not one per completion.
+    """
+    fields = fields_from_json(data, path, ("rollout", "scores"))
+    rollout = rollout_from_json(fields["rollout"])
+    scores = floats_from_json(fields["scores"], f"{path}.scores")
+    if len(scores) != rollout.group_size:
+        raise CodecError(f"{path} has {len(scores)} scores for {rollout.group_size} completions")
+    return ScoredRollout(rollout=rollout, task=rebuild_task(rollout.task_ref), scores=scores)
 
 
 def _completion_to_json(completion: Completion) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """The exchange as one node sees it: hand over own rollouts, take what others sent.
 
 Back ends differ in where the others are (same process, other machines) and share the contract
-below, which one test suite checks on all of them. Validation, scoring and selection are not the
-exchange's business: whatever `pull` returns is untrusted text.
+below, which one test suite checks on all of them. What `pull` returns was scored by this process's
+own verifier: a sibling's rollouts when they were made, a stranger's when they arrived. Scores are
+never sent to another process, and none that another process sends is believed. What is eligible
+and what is selected is not the exchange's business.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from sapo_jax.types import Rollout
+from sapo_jax.types import ScoredRollout, Task, TaskRef
+
+RebuildTask = Callable[[TaskRef], Task]
 
 
 class ExchangeClosedError(RuntimeError):
@@ -27,8 +31,8 @@ class Exchange(Protocol):
     no step of a node depends on the others' pace).
     """
 
-    def publish(self, rollouts: Sequence[Rollout]) -> None:
-        """Offers `rollouts` to every other node, without their local-only fields.
+    def publish(self, scored: Sequence[ScoredRollout]) -> None:
+        """Offers own rollouts to every other node, without their local-only fields.
 
         Raises:
             ValueError: a rollout carries another node's `node_id`.
@@ -36,7 +40,7 @@ class Exchange(Protocol):
         """
         ...
 
-    def pull(self) -> list[Rollout]:
+    def pull(self) -> list[ScoredRollout]:
         """Returns the other nodes' rollouts that arrived since the last pull, oldest arrival first.
 
         Never this node's own, and each arrival once; a rollout published twice arrives twice
@@ -52,9 +56,34 @@ class Exchange(Protocol):
         ...
 
 
-def without_local_fields(rollout: Rollout) -> Rollout:
-    """Returns `rollout` as text only: token ids and behavior log-probs mean nothing to another node."""
+class Hub(Protocol):
+    """What a process shares between its nodes: it makes their exchanges and survives a restart with them."""
+
+    def connect(self, node_id: str) -> Exchange:
+        """Returns the exchange of `node_id`; raises ValueError if the hub has no such node."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """Returns how often what has happened so far, by metric name such as `groups/missed`."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what a resumed process needs of the hub, JSON-ready."""
+        ...
+
+    def restore_json(self, state: Mapping[str, Any], rebuild_task: RebuildTask) -> None:
+        """Takes over what `to_json` wrote; raises CodecError for damaged state and is then unchanged."""
+        ...
+
+    def close(self) -> None:
+        """Stops whatever runs for the hub; closing twice is allowed."""
+        ...
+
+
+def without_local_fields(scored: ScoredRollout) -> ScoredRollout:
+    """Returns `scored` with its rollout as text only: token ids and behavior log-probs mean nothing elsewhere."""
     completions = tuple(
-        dataclasses.replace(completion, token_ids=None, behavior_logprobs=None) for completion in rollout.completions
+        dataclasses.replace(completion, token_ids=None, behavior_logprobs=None)
+        for completion in scored.rollout.completions
     )
-    return dataclasses.replace(rollout, completions=completions)
+    return dataclasses.replace(scored, rollout=dataclasses.replace(scored.rollout, completions=completions))

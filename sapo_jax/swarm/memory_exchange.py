@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sapo_jax.swarm.codec_json import CodecError, fields_from_json, rollout_from_json, rollout_to_json, typed
-from sapo_jax.swarm.exchange import ExchangeClosedError, without_local_fields
-from sapo_jax.types import Rollout
+from sapo_jax.swarm.codec_json import CodecError, fields_from_json, scored_from_json, scored_to_json, typed
+from sapo_jax.swarm.exchange import ExchangeClosedError, RebuildTask, without_local_fields
+from sapo_jax.types import ScoredRollout
 
 
 class MemoryHub:
@@ -32,7 +32,9 @@ class MemoryHub:
             raise ValueError(f"node ids {list(node_ids)} must not repeat")
         if mailbox_rollouts < 1:
             raise ValueError(f"mailbox_rollouts = {mailbox_rollouts} must be at least 1")
-        self._mailboxes: dict[str, deque[Rollout]] = {node_id: deque(maxlen=mailbox_rollouts) for node_id in node_ids}
+        self._mailboxes: dict[str, deque[ScoredRollout]] = {
+            node_id: deque(maxlen=mailbox_rollouts) for node_id in node_ids
+        }
         self._dropped = dict.fromkeys(node_ids, 0)
 
     @property
@@ -46,17 +48,21 @@ class MemoryHub:
             raise ValueError(f"node id {node_id!r} is not one of {list(self._mailboxes)}")
         return MemoryExchange(self, node_id)
 
-    def deliver(self, sender_id: str, rollouts: Sequence[Rollout]) -> None:
-        """Puts `rollouts` into every mailbox but the sender's, in order."""
+    def counts(self) -> Mapping[str, int]:
+        """Returns the rollouts dropped so far from full mailboxes, as `groups/missed`."""
+        return {"groups/missed": sum(self._dropped.values())}
+
+    def deliver(self, sender_id: str, scored: Sequence[ScoredRollout]) -> None:
+        """Puts `scored` into every mailbox but the sender's, in order."""
         for node_id, mailbox in self._mailboxes.items():
             if node_id == sender_id:
                 continue
-            for rollout in rollouts:
+            for item in scored:
                 if len(mailbox) == mailbox.maxlen:
                     self._dropped[node_id] += 1
-                mailbox.append(rollout)
+                mailbox.append(item)
 
-    def take(self, node_id: str) -> list[Rollout]:
+    def take(self, node_id: str) -> list[ScoredRollout]:
         """Returns the content of a mailbox, oldest first, and empties it."""
         taken = list(self._mailboxes[node_id])
         self._mailboxes[node_id].clear()
@@ -66,13 +72,12 @@ class MemoryHub:
         """Returns mailboxes and drop counts as JSON-ready data, for a checkpoint."""
         return {
             "mailboxes": {
-                node_id: [rollout_to_json(rollout) for rollout in mailbox]
-                for node_id, mailbox in self._mailboxes.items()
+                node_id: [scored_to_json(item) for item in mailbox] for node_id, mailbox in self._mailboxes.items()
             },
             "dropped": dict(self._dropped),
         }
 
-    def restore_json(self, state: Mapping[str, Any]) -> None:
+    def restore_json(self, state: Mapping[str, Any], rebuild_task: RebuildTask) -> None:
         """Replaces mailboxes and drop counts with those that `to_json` wrote.
 
         Raises:
@@ -82,18 +87,21 @@ class MemoryHub:
         top = fields_from_json(state, "exchange", ("mailboxes", "dropped"))
         mailboxes = fields_from_json(top["mailboxes"], "exchange.mailboxes", self._mailboxes)
         counts = fields_from_json(top["dropped"], "exchange.dropped", self._mailboxes)
-        restored: dict[str, list[Rollout]] = {}
+        restored: dict[str, list[ScoredRollout]] = {}
         for node_id, mailbox in self._mailboxes.items():
             path = f"exchange.mailboxes.{node_id}"
             items = typed(mailboxes[node_id], list, path)
             if mailbox.maxlen is not None and len(items) > mailbox.maxlen:
                 raise CodecError(f"{path} holds {len(items)} rollouts, the limit is {mailbox.maxlen}")
-            restored[node_id] = [rollout_from_json(item) for item in items]
+            restored[node_id] = [scored_from_json(item, f"{path}[{i}]", rebuild_task) for i, item in enumerate(items)]
         dropped = {node_id: typed(counts[node_id], int, f"exchange.dropped.{node_id}") for node_id in self._mailboxes}
-        for node_id, rollouts in restored.items():
+        for node_id, content in restored.items():
             self._mailboxes[node_id].clear()
-            self._mailboxes[node_id].extend(rollouts)
+            self._mailboxes[node_id].extend(content)
         self._dropped = dropped
+
+    def close(self) -> None:
+        """Does nothing: the hub holds memory only."""
 
 
 class MemoryExchange:
@@ -103,15 +111,15 @@ class MemoryExchange:
         self._hub: MemoryHub | None = hub
         self._node_id = node_id
 
-    def publish(self, rollouts: Sequence[Rollout]) -> None:
-        """Delivers `rollouts`, as text only, to every other node of the hub; see `Exchange.publish`."""
+    def publish(self, scored: Sequence[ScoredRollout]) -> None:
+        """Delivers `scored`, as text only, to every other node of the hub; see `Exchange.publish`."""
         hub = self._open_hub()
-        for rollout in rollouts:
-            if rollout.node_id != self._node_id:
-                raise ValueError(f"node {self._node_id!r} cannot publish a rollout of node {rollout.node_id!r}")
-        hub.deliver(self._node_id, [without_local_fields(rollout) for rollout in rollouts])
+        for item in scored:
+            if item.rollout.node_id != self._node_id:
+                raise ValueError(f"node {self._node_id!r} cannot publish a rollout of node {item.rollout.node_id!r}")
+        hub.deliver(self._node_id, [without_local_fields(item) for item in scored])
 
-    def pull(self) -> list[Rollout]:
+    def pull(self) -> list[ScoredRollout]:
         """Returns and forgets what this node's mailbox holds; see `Exchange.pull`."""
         return self._open_hub().take(self._node_id)
 

@@ -7,18 +7,12 @@ for how many uses. Which of the eligible ones are trained on is `selection`'s de
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sapo_jax.swarm.codec_json import (
-    CodecError,
-    fields_from_json,
-    floats_from_json,
-    rollout_from_json,
-    rollout_to_json,
-    typed,
-)
+from sapo_jax.swarm.codec_json import fields_from_json, scored_from_json, scored_to_json, typed
 from sapo_jax.types import ScoredRollout, Task, TaskRef
 
 EVICTION_REASONS: tuple[str, ...] = ("age", "uses", "capacity")
@@ -43,7 +37,7 @@ class Pool:
         """Makes an empty pool.
 
         Args:
-            max_rollouts: how many rollouts are kept; the oldest arrivals go first.
+            max_rollouts: how many rollouts are kept; the oldest of the publisher with most of them goes first.
             max_age_rounds: rounds after its arrival in which a rollout is still eligible; 0 means
                 only in the round it arrived.
             max_uses: how often one rollout may be trained on.
@@ -77,7 +71,7 @@ class Pool:
         self.evict(round)  # first, so that what nobody may use any more never pushes out anything fresh
         # A copy per arrival: mark_used tells rollouts apart by identity.
         self._entries.extend(_Entry(scored=dataclasses.replace(item), arrival_round=round) for item in scored)
-        self._keep(self._entries[-self._max_rollouts :], "capacity")
+        self._keep(self._within_capacity(), "capacity")
 
     def evict(self, round: int) -> None:
         """Drops what is too old to be eligible in `round`."""
@@ -109,8 +103,7 @@ class Pool:
         return {
             "entries": [
                 {
-                    "rollout": rollout_to_json(entry.scored.rollout),
-                    "scores": list(entry.scored.scores),
+                    "scored": scored_to_json(entry.scored),
                     "arrival_round": entry.arrival_round,
                     "uses": entry.uses,
                 }
@@ -135,14 +128,10 @@ class Pool:
         entries: list[_Entry] = []
         for i, item in enumerate(typed(top["entries"], list, "pool.entries")):
             path = f"pool.entries[{i}]"
-            fields = fields_from_json(item, path, ("rollout", "scores", "arrival_round", "uses"))
-            rollout = rollout_from_json(fields["rollout"])
-            scores = floats_from_json(fields["scores"], f"{path}.scores")
-            if len(scores) != rollout.group_size:
-                raise CodecError(f"{path} has {len(scores)} scores for {rollout.group_size} completions")
+            fields = fields_from_json(item, path, ("scored", "arrival_round", "uses"))
             entries.append(
                 _Entry(
-                    scored=ScoredRollout(rollout=rollout, task=rebuild_task(rollout.task_ref), scores=scores),
+                    scored=scored_from_json(fields["scored"], f"{path}.scored", rebuild_task),
                     arrival_round=typed(fields["arrival_round"], int, f"{path}.arrival_round"),
                     uses=typed(fields["uses"], int, f"{path}.uses"),
                 )
@@ -153,6 +142,20 @@ class Pool:
 
     def _is_young(self, entry: _Entry, round: int) -> bool:
         return round - entry.arrival_round <= self._max_age_rounds
+
+    def _within_capacity(self) -> list[_Entry]:
+        """Returns what fits; publishers with many rollouts make room, so a flood pushes out only itself."""
+        excess = len(self._entries) - self._max_rollouts
+        if excess <= 0:
+            return self._entries
+        by_publisher: dict[str, deque[int]] = {}
+        for index, entry in enumerate(self._entries):
+            by_publisher.setdefault(entry.scored.rollout.node_id, deque()).append(index)
+        dropped: set[int] = set()
+        for _ in range(excess):
+            largest = max(by_publisher.values(), key=lambda places: (len(places), -places[0] if places else 0))
+            dropped.add(largest.popleft())
+        return [entry for index, entry in enumerate(self._entries) if index not in dropped]
 
     def _keep(self, kept: list[_Entry], reason: str) -> None:
         self._evicted[reason] += len(self._entries) - len(kept)

@@ -2,6 +2,7 @@
 
 Pure functions of the candidates and a random generator. The rules `top_reward` and `first` are
 those of the paper's public code at different times; the paper itself describes `zero_adv_uniform`.
+`publisher_uniform` is for swarms in which nodes differ in pace, or may be greedy.
 """
 
 from __future__ import annotations
@@ -60,6 +61,28 @@ def _zero_adv_uniform(candidates: Sequence[ScoredRollout], count: int, rng: np.r
     return _uniform([item for item in candidates if is_informative(item.scores)], count, rng)
 
 
+def _publisher_uniform(
+    candidates: Sequence[ScoredRollout], count: int, rng: np.random.Generator
+) -> list[ScoredRollout]:
+    """Drops groups without any advantage, then draws publishers uniformly and one group of each drawn publisher.
+
+    Without replacement: a publisher takes part as long as it has groups left. Whoever floods the
+    pool is drawn no more often than the others.
+    """
+    groups: dict[str, list[ScoredRollout]] = {}
+    for item in candidates:
+        if is_informative(item.scores):
+            groups.setdefault(item.rollout.node_id, []).append(item)
+    chosen: list[ScoredRollout] = []
+    while groups and len(chosen) < count:
+        publisher = list(groups)[rng.integers(len(groups))]
+        own = groups[publisher]
+        chosen.append(own.pop(rng.integers(len(own))))
+        if not own:
+            del groups[publisher]
+    return chosen
+
+
 def _uniform(candidates: Sequence[ScoredRollout], count: int, rng: np.random.Generator) -> list[ScoredRollout]:
     """Draws uniformly without replacement."""
     drawn = rng.choice(len(candidates), size=min(count, len(candidates)), replace=False)
@@ -92,6 +115,7 @@ def _check_count(count: int) -> None:
 
 RULES: Mapping[str, Rule] = {
     "zero_adv_uniform": _zero_adv_uniform,
+    "publisher_uniform": _publisher_uniform,
     "uniform": _uniform,
     "top_reward": _top_reward,
     "first": _first,

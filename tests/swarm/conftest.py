@@ -35,7 +35,9 @@ def make_rollout(node_id: str = "a", index: int = 0, group_size: int = 2, round:
     )
 
 
-def make_scored(scores: Sequence[float], node_id: str = "a", index: int = 0, round: int = 0) -> ScoredRollout:
+def make_scored(
+    scores: Sequence[float] = (0.0, 1.0), node_id: str = "a", index: int = 0, round: int = 0
+) -> ScoredRollout:
     rollout = make_rollout(node_id, index, group_size=len(scores), round=round)
     return ScoredRollout(rollout=rollout, task=make_task(rollout.task_ref), scores=tuple(scores))
 

@@ -67,6 +67,16 @@ def test_uses_bound(scored, max_uses):
     assert pool.evicted == {"age": 0, "uses": 1, "capacity": 0}
 
 
+def test_a_flood_pushes_out_only_itself(scored):
+    pool = _pool(max_rollouts=8, max_age_rounds=9)
+    pool.add([scored([0, 1], "quiet", i) for i in range(3)], round=0)
+    pool.add([scored([0, 1], "greedy", 100 + i) for i in range(50)], round=1)
+    assert _indices(pool.candidates(1)) == [0, 1, 2, 145, 146, 147, 148, 149]
+    pool.add([scored([0, 1], "third", 200)], round=2)
+    assert _indices(pool.candidates(2)) == [0, 1, 2, 146, 147, 148, 149, 200]
+    assert pool.evicted == {"age": 0, "uses": 0, "capacity": 46}
+
+
 def test_equal_rollouts_stay_apart(scored):
     pool = _pool(max_uses=1)
     twin = scored([0, 1], "a", 1)
@@ -128,8 +138,11 @@ def test_state_round_trip_continues_exactly(scored, rebuild_task):
         (lambda s: s["evicted"].pop("age"), r"pool\.evicted has the keys"),
         (lambda s: s["entries"][1].pop("uses"), r"pool\.entries\[1\] has the keys"),
         (lambda s: s["entries"][0].update(uses=0.5), r"pool\.entries\[0\]\.uses is a float, expected int"),
-        (lambda s: s["entries"][0]["scores"].pop(), r"pool\.entries\[0\] has 2 scores for 3 completions"),
-        (lambda s: s["entries"][0].update(scores=["1"] * 3), r"pool\.entries\[0\]\.scores holds '1'"),
+        (
+            lambda s: s["entries"][0]["scored"]["scores"].pop(),
+            r"pool\.entries\[0\]\.scored has 2 scores for 3 completions",
+        ),
+        (lambda s: s["entries"][0]["scored"].update(scores=["1"] * 3), r"pool\.entries\[0\]\.scored\.scores holds '1'"),
     ],
 )
 def test_damaged_state_is_refused_and_changes_nothing(scored, rebuild_task, break_state, message):

@@ -62,6 +62,28 @@ def test_random_rules_draw_every_pair_equally_often(scored, rule):
     assert chi_square < 27.88  # 0.999 quantile at 9 degrees of freedom
 
 
+def test_publisher_uniform_is_uniform_over_publishers_whatever_they_send(scored):
+    """One publisher has 90 % of the groups, the other nine share the rest."""
+    greedy = [scored([0, 1], "greedy", i) for i in range(90)]
+    others = [scored([0, 1], f"p{i}", 100 + i) for i in range(9)]
+    rng = _rng(5)
+    draws = 100_000
+    counts = dict.fromkeys(["greedy", *(f"p{i}" for i in range(9))], 0)
+    for _ in range(draws):
+        (drawn,) = select(greedy + others, 1, "publisher_uniform", rng)
+        counts[drawn.rollout.node_id] += 1
+    expected = draws / len(counts)
+    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi_square < 27.88  # 0.999 quantile at 9 degrees of freedom
+
+
+def test_publisher_uniform_takes_what_is_left_when_publishers_run_out(scored):
+    candidates = [scored([0, 1], "a", i) for i in range(3)] + [scored([0, 1], "b", 9), scored([1, 1], "c", 10)]
+    assert sorted(_indices(select(candidates, 8, "publisher_uniform", _rng()))) == [0, 1, 2, 9]
+    within = [frozenset(_indices(select(candidates[:3], 1, "publisher_uniform", _rng(seed)))) for seed in range(100)]
+    assert set(within) == {frozenset({0}), frozenset({1}), frozenset({2})}
+
+
 def test_random_rules_return_every_order(scored):
     candidates = [scored([0, 1], "a", i) for i in range(3)]
     rng = _rng(3)
@@ -127,7 +149,8 @@ def test_every_rule_is_bounded_repeatable_and_takes_nothing_twice(scored, groups
 
 def test_unknown_rule_and_negative_count(scored):
     with pytest.raises(
-        ValueError, match="selection rule 'best' is not one of zero_adv_uniform, uniform, top_reward, first"
+        ValueError,
+        match="selection rule 'best' is not one of zero_adv_uniform, publisher_uniform, uniform, top_reward, first",
     ):
         select([], 1, "best", _rng())
     with pytest.raises(ValueError, match="count = -1 must be at least 0"):

@@ -1,0 +1,104 @@
+"""A training process as a member of a swarm on the network: its hub, the operator's door, what it has to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sapo_jax.config import SapoConfig
+from sapo_jax.swarm.mesh.admin import AdminServer
+from sapo_jax.swarm.mesh.host_status import headline
+from sapo_jax.swarm.network_exchange import NetworkHub
+from sapo_jax.swarm.verifying import Verify
+from sapo_jax.swarm.wire.addresses import split_address
+from sapo_jax.swarm.wire.messages import GeneratorInfo
+from sapo_jax.swarm_flags import SwarmRequest
+from sapo_jax.tasks.catalog import library_version
+
+
+class Member:
+    """Owns the hub of a process, its admin socket and its metrics page. Made running; `close` ends it."""
+
+    def __init__(
+        self,
+        request: SwarmRequest,
+        config: SapoConfig,
+        *,
+        node_ids: Sequence[str],
+        verify: Verify,
+        catalog_digests: Sequence[str],
+        drain: Callable[[], None],
+    ) -> None:
+        """Opens store and port and looks for peers.
+
+        Args:
+            request: what the command line asks for.
+            config: of the run.
+            node_ids: the nodes of this process.
+            verify: judges rollouts of others; called in a thread of the hub's.
+            catalog_digests: of the tasks that `verify` knows.
+            drain: asks the run to stop politely, for the operator's `status --drain`.
+
+        Raises:
+            IdentityError, StoreError, ServerAddressError, AdminError, MetricsAddressError, InviteError: what
+                cannot be used, in one line.
+        """
+        joining = request.joining
+        self.hub = NetworkHub(
+            {node_id: joining.identity(node_id) for node_id in node_ids},
+            swarm_id=joining.swarm_id,
+            trust=joining.trust,
+            verify=verify,
+            mailbox_rollouts=config.sharing.pool_rollouts,
+            listen=request.listen,
+            advertise=request.advertise,
+            peers=joining.peers,
+            directory=joining.directory,
+            catalog_digests=catalog_digests,
+            generator=GeneratorInfo(
+                model_name=config.model.source[:128],
+                temperature=config.sampling.temperature,
+                top_p=config.sampling.top_p,
+                max_new_tokens=config.sampling.max_new_tokens,
+            ),
+            verifier_version=library_version(),
+        )
+        self._admin: AdminServer | None = None
+        self._page = None
+        self._told = ""
+        try:
+            self._admin = AdminServer(
+                joining.directory, status=self.hub.status, drain=drain, scores=self.hub.host.scores
+            )
+            self.hub.host.loop().run(self._admin.start())
+            if request.metrics:
+                self._page = self.hub.host.metrics.serve(*split_address(request.metrics))
+            self._invite = joining.write_invite(self.hub.host.addresses)
+        except BaseException:
+            self.close()
+            raise
+
+    def welcome(self) -> str:
+        """Returns one line on where this host is and how others join it."""
+        addresses = self.hub.host.addresses
+        if not addresses:
+            return f"member of swarm {self.hub.host.swarm_id}, dialing out only"
+        line = f"member of swarm {self.hub.host.swarm_id}, listening at {', '.join(addresses)}"
+        how = "--insecure_loopback" if self._invite is None else f"--invite={self._invite}"
+        return f"{line}; others join with --join={addresses[0]} {how}"
+
+    def news(self) -> str | None:
+        """Returns one line on the state of the swarm if it has changed since the last call."""
+        line = headline(self.hub.status()).partition(";")[0]  # what follows, on the store, changes all the time
+        if line == self._told:
+            return None
+        self._told = line
+        return line
+
+    def close(self) -> None:
+        """Hands own groups over and leaves the swarm."""
+        if self._page is not None:
+            self._page.close()
+        if self._admin is not None:
+            self.hub.host.loop().run(self._admin.stop())
+            self._admin = None
+        self.hub.close()

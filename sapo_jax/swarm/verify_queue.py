@@ -1,0 +1,98 @@
+"""Which foreign group is verified next: publishers take turns by the time their groups cost.
+
+A publisher whose groups are dear to score waits until the others have had as much time, so a few
+hostile groups delay their own publisher only. The queue holds references, no texts, and is bounded:
+when it is full, the oldest group of whoever has most waiting gives way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MAX_REMEMBERED = 1024  # publishers without waiting groups whose cost is still remembered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaitingGroup:
+    """A stored group that is to be verified; `seq` is its place in the store."""
+
+    seq: int
+    group_id: bytes
+    publisher: str
+    size_bytes: int
+
+
+class VerifyQueue:
+    """Owns the waiting groups and what each publisher has cost. Not thread-safe."""
+
+    def __init__(self, *, max_groups: int, clock: Callable[[], float]) -> None:
+        """Makes an empty queue for at most `max_groups`; `clock` is monotonic, in seconds."""
+        self._max_groups = max_groups
+        self._clock = clock
+        self._waiting: dict[str, deque[WaitingGroup]] = {}
+        # Seconds that each publisher has cost, raised to the others' when it comes back after a rest.
+        self._cost_s: OrderedDict[str, float] = OrderedDict()
+        self._paused_until_s: dict[str, float] = {}
+        self._groups = 0
+        self._size_bytes = 0
+
+    def __len__(self) -> int:
+        return self._groups
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the waiting groups as stored."""
+        return self._size_bytes
+
+    def add(self, group: WaitingGroup) -> WaitingGroup | None:
+        """Appends a group; returns the one that had to give way, if any."""
+        if group.publisher not in self._waiting:
+            floor_s = min((self._cost_s[name] for name in self._waiting), default=0.0)
+            self._cost_s[group.publisher] = max(floor_s, self._cost_s.get(group.publisher, 0.0))
+            self._waiting[group.publisher] = deque()
+        self._waiting[group.publisher].append(group)
+        self._groups += 1
+        self._size_bytes += group.size_bytes
+        if self._groups <= self._max_groups:
+            return None
+        longest = max(self._waiting, key=lambda name: len(self._waiting[name]))
+        return self._pop(longest)
+
+    def next(self) -> WaitingGroup | None:
+        """Takes the oldest group of the publisher that has cost least; None if nothing waits or all are paused."""
+        now = self._clock()
+        names = [name for name in self._waiting if self._paused_until_s.get(name, now) <= now]
+        if not names:
+            return None
+        return self._pop(min(names, key=lambda name: self._cost_s[name]))
+
+    def charge(self, publisher: str, busy_s: float) -> None:
+        """Notes what the verification of one group cost."""
+        self._cost_s[publisher] = self._cost_s.get(publisher, 0.0) + busy_s
+        self._cost_s.move_to_end(publisher)
+        idle = len(self._cost_s) - len(self._waiting)
+        if idle > MAX_REMEMBERED:
+            oldest = next(name for name in self._cost_s if name not in self._waiting)
+            del self._cost_s[oldest]
+
+    def pause(self, publisher: str, seconds: float) -> None:
+        """Verifies nothing more of a publisher for a while."""
+        now = self._clock()
+        self._paused_until_s = {name: until for name, until in self._paused_until_s.items() if until > now}
+        self._paused_until_s[publisher] = now + seconds
+
+    def clear(self) -> None:
+        """Forgets all waiting groups; costs and pauses stay."""
+        self._waiting.clear()
+        self._groups = self._size_bytes = 0
+
+    def _pop(self, publisher: str) -> WaitingGroup:
+        queue = self._waiting[publisher]
+        group = queue.popleft()
+        if not queue:
+            del self._waiting[publisher]
+        self._groups -= 1
+        self._size_bytes -= group.size_bytes
+        return group
