@@ -26,6 +26,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ from sapo_jax.models.decoder import abstract_params
 from sapo_jax.models.sources import LoadedModel
 from sapo_jax.node import play_round
 from sapo_jax.tasks.stream import StreamError, require_usable
-from sapo_jax.tasks.verifier import Rejection, Verifier
+from sapo_jax.tasks.verifier import OWN_LANE, Verifier
 from sapo_jax.training import swarm_metrics
-from sapo_jax.types import Rollout, ScoredRollout
+from sapo_jax.types import Rejection, RejectionReason, Rollout, ScoredRollout, TaskRef
 
 SMOLLM2_135M = DecoderConfig(
     family="llama",
@@ -88,15 +89,35 @@ _RANDOM_WEIGHTS = flags.DEFINE_bool(
 _JSON = flags.DEFINE_string("json", "", "File for the result and everything it depends on.", flag_values=_OPTIONS)
 
 
-class HalfRight(Verifier):
-    """Scores as always, then calls every second completion right and the others wrong."""
+class HalfRight:
+    """A verifier that scores as another one, then calls every second completion right and the others wrong."""
 
-    def verify(self, rollout: Rollout) -> ScoredRollout | Rejection:
-        """Returns `rollout` with scores 0, 1, 0, 1, ..., or why it is rejected."""
-        result = super().verify(rollout)
-        if isinstance(result, Rejection):
-            return result
-        return dataclasses.replace(result, scores=tuple(float(i % 2) for i in range(rollout.group_size)))
+    def __init__(self, verifier: Verifier):
+        """Makes one that judges with `verifier`, which it owns from now on."""
+        self._verifier = verifier
+
+    def verify(self, rollouts: Sequence[Rollout], *, lane: str = OWN_LANE) -> list[ScoredRollout | Rejection]:
+        """Returns each rollout with scores 0, 1, 0, 1, ..., or why it is rejected."""
+        return [
+            verdict
+            if isinstance(verdict, Rejection)
+            else dataclasses.replace(verdict, scores=tuple(float(i % 2) for i in range(verdict.rollout.group_size)))
+            for verdict in self._verifier.verify(rollouts, lane=lane)
+        ]
+
+    def score(
+        self, texts: Sequence[tuple[TaskRef, Sequence[str]]], *, lane: str = OWN_LANE
+    ) -> list[list[float | RejectionReason]]:
+        """Returns what the other verifier does."""
+        return self._verifier.score(texts, lane=lane)
+
+    def warm_up(self) -> None:
+        """Prepares the other verifier."""
+        self._verifier.warm_up()
+
+    def close(self) -> None:
+        """Closes the other verifier."""
+        self._verifier.close()
 
 
 def pass_flops(model: DecoderConfig, *, questions: int, group_size: int, prompt: int, completion: int) -> int:
@@ -160,15 +181,16 @@ def with_usual_prompts(config: SapoConfig, model: LoadedModel, tasks: wiring.Tas
 
 def measure(config: SapoConfig, model: LoadedModel, rounds: int) -> dict[str, Any]:
     """Returns times [s], tokens, FLOPs and floors of `rounds` rounds, JSON-ready."""
-    tasks = wiring.build_tasks(config)
-    config = with_usual_prompts(config, model, tasks)
-    prompter = wiring.build_prompter(config, model, tasks)
-    dtype = wiring.compute_dtype(config, model)
-    host = wiring.build_host(config, model, dtype)
-    tasks = dataclasses.replace(tasks, verifier=HalfRight(tasks.source))
-    nodes, _ = wiring.build_nodes(config, prompter, tasks)
-    first_s = swarm_metrics(play_round(nodes, host, 1))["time/round_s"]
-    played = [swarm_metrics(play_round(nodes, host, 2 + number)) for number in range(rounds)]
+    with wiring.build_tasks(config) as tasks:
+        config = with_usual_prompts(config, model, tasks)
+        prompter = wiring.build_prompter(config, model, tasks)
+        dtype = wiring.compute_dtype(config, model)
+        host = wiring.build_host(config, model, dtype)
+        tasks = dataclasses.replace(tasks, verifier=HalfRight(tasks.verifier))
+        tasks.verifier.warm_up()
+        nodes = wiring.build_nodes(config, prompter, tasks, wiring.memory_hub(config))
+        first_s = swarm_metrics(play_round(nodes, host, 1))["time/round_s"]
+        played = [swarm_metrics(play_round(nodes, host, 2 + number)) for number in range(rounds)]
 
     shape = {
         "group_size": config.sampling.group_size,

@@ -1,0 +1,310 @@
+"""Starts a swarm of host processes on this machine, shows them in one table, and stops them together.
+
+    python scripts/launch_swarm.py --configs=configs/swarm_example.py --workdir=runs/swarm
+    python scripts/launch_swarm.py --configs=configs/tiny.py:4_4,configs/tiny.py:2_6 --workdir=runs/two
+
+`--configs` is a list of `FILE.py[:VARIANT]`; a file that has a tuple `HOSTS` of variants stands for
+all of them. Each host is `python -m sapo_jax.main` with a workdir and a log of its own below
+`--workdir`; the first one listens on a free port of the loopback interface and the others join it
+with its invite. Ctrl-C lets every host finish its round and save; once more ends them at once. The
+same command resumes them, each where it stopped. Arguments after `--` go to every host, such as
+`-- --config.rounds=50`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sapo_jax.metrics import MetricsError, Record, read_metrics
+from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
+from sapo_jax.workdir import METRICS_FILE, REPORT
+
+ROOT = Path(__file__).resolve().parents[1]
+START_TIMEOUT_S = 120.0  # until the first host has written its invite
+STOP_TIMEOUT_S = 300.0  # a round of a large model takes long on a small machine
+REFRESH_S = 1.0
+FROM = "groups/from/"
+
+
+@dataclass(kw_only=True, slots=True)
+class Host:
+    """One host process: its name, configuration file with variant, directory, log and process."""
+
+    name: str
+    config: str
+    workdir: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log_path(self) -> Path:
+        return self.workdir / "log.txt"
+
+    @property
+    def state(self) -> str:
+        """What the table says: waiting, running, done, or the exit code."""
+        if self.process is None:
+            return "waiting"
+        code = self.process.poll()
+        return "running" if code is None else "done" if code == 0 else f"failed ({code})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What a host's metrics say so far, summed or averaged over its nodes."""
+
+    round: int
+    own_reward: float | None
+    first_pass_at_1: float | None
+    last_pass_at_1: float | None
+    gain: tuple[float, float] | None  # of strict pass@1, and its error
+    external: int  # external groups trained on
+    publishers: dict[str, int]  # the same, by who made them
+    pool: float | None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the swarm until all hosts are done or a signal stops them; returns the exit code."""
+    own, rest = _split(arguments)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--configs", required=True, help="comma-separated FILE.py[:VARIANT]")
+    parser.add_argument("--workdir", required=True, type=Path, help="directory of the swarm")
+    options = parser.parse_args(own)
+    try:
+        hosts = plan(options.configs, options.workdir)
+    except ValueError as error:
+        parser.error(str(error))
+    console = Console()
+    stop = _Stop(hosts)
+    try:
+        start(hosts, rest, stop)
+        _watch(hosts, console, stop)
+    finally:
+        stop.finish()
+    console.print(table(hosts))
+    for host in hosts:
+        now = standing(_records(host))
+        by = ", ".join(
+            f"{count} of {name}" for name, count in sorted(now.publishers.items(), key=lambda pair: -pair[1])
+        )
+        console.print(
+            f"{host.name} trained on {now.external} external groups{f': {by}' if by else ''}", highlight=False
+        )
+        console.print(f"  report: {host.workdir / REPORT / 'index.html'}", highlight=False, soft_wrap=True)
+    failed = [host for host in hosts if host.process is None or host.process.returncode != 0]
+    for host in failed:
+        console.print(f"{host.name}: {host.state}; the end of {host.log_path}:", style="red")
+        console.print(_tail(host.log_path), markup=False, highlight=False)
+    return 1 if failed else 0
+
+
+def plan(configs: str, workdir: Path) -> list[Host]:
+    """Returns the hosts that `--configs` names, with distinct names.
+
+    Raises:
+        ValueError: a file that is not there, or nothing named.
+    """
+    hosts: list[Host] = []
+    for spec in filter(None, configs.split(",")):
+        path, colon, variant = spec.partition(":")
+        if not Path(path).is_file():
+            raise ValueError(f"--configs: no such file: {path}")
+        for one in [variant] if colon else declared_hosts(Path(path)) or [""]:
+            stem = one or Path(path).stem
+            taken = sum(host.name == stem or host.name.startswith(f"{stem}-") for host in hosts)
+            name = f"{stem}-{taken + 1}" if taken else stem
+            hosts.append(Host(name=name, config=f"{path}:{one}" if one else path, workdir=workdir / name))
+    if not hosts:
+        raise ValueError("--configs: names no configuration")
+    return hosts
+
+
+def declared_hosts(path: Path) -> list[str]:
+    """Returns the variants in a file's tuple `HOSTS`, which is read and not run; empty if it has none."""
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "HOSTS" for t in statement.targets
+        ):
+            return [str(name) for name in ast.literal_eval(statement.value)]
+    return []
+
+
+def start(hosts: Sequence[Host], arguments: Sequence[str], stop: _Stop) -> None:
+    """Starts the first host, waits for its invite, then starts the others.
+
+    Raises:
+        RuntimeError: the first host ended, or wrote no invite in time.
+    """
+    first, *others = hosts
+    invite = first.workdir / SWARM_DIRECTORY / INVITE_FILE
+    invite.unlink(missing_ok=True)  # of an earlier start, with another port
+    _spawn(first, ["--listen=127.0.0.1:0", *arguments])
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while not invite.exists() and not stop.requested:
+        if first.process is not None and first.process.poll() is not None:
+            raise RuntimeError(f"{first.name} ended before it listened:\n{_tail(first.log_path)}")
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"{first.name} wrote no {invite} within {START_TIMEOUT_S:.0f} s; see {first.log_path}")
+        time.sleep(0.1)
+    for host in others:
+        if not stop.requested:
+            _spawn(host, ["--listen=127.0.0.1:0", f"--invite={invite}", *arguments])
+
+
+def standing(records: Sequence[Record]) -> Standing:
+    """Returns where the host that logged `records` stands."""
+    swarm = [record for record in records if record.node is None]
+    rounds = [record for record in swarm if "reward/own_mean" in record.metrics]
+    evaluations = [record.metrics for record in swarm if "eval/strict_pass_at_1" in record.metrics]
+    publishers: dict[str, int] = {}
+    for record in rounds:
+        for name, count in record.metrics.items():
+            if name.startswith(FROM):
+                publishers[name.removeprefix(FROM)] = publishers.get(name.removeprefix(FROM), 0) + int(count)
+    last = evaluations[-1] if evaluations else {}
+    return Standing(
+        round=rounds[-1].round if rounds else 0,
+        own_reward=rounds[-1].metrics["reward/own_mean"] if rounds else None,
+        first_pass_at_1=evaluations[0]["eval/strict_pass_at_1"] if evaluations else None,
+        last_pass_at_1=last.get("eval/strict_pass_at_1"),
+        gain=(last["eval/strict_pass_at_1_gain"], last["eval/strict_pass_at_1_gain_stderr"])
+        if len(evaluations) > 1
+        else None,
+        external=sum(publishers.values()),
+        publishers=publishers,
+        pool=rounds[-1].metrics.get("groups/pool") if rounds else None,
+    )
+
+
+def table(hosts: Sequence[Host]) -> Table:
+    """Returns the table of all hosts."""
+    shown = Table(*("host", "state", "round", "reward", "pass@1", "gain", "pool", "external"))
+    for host in hosts:
+        now = standing(_records(host))
+        moved = "" if now.first_pass_at_1 is None else f"{now.first_pass_at_1:.2f} to {now.last_pass_at_1:.2f}"
+        shown.add_row(
+            host.name,
+            host.state,
+            str(now.round),
+            "" if now.own_reward is None else f"{now.own_reward:.3f}",
+            moved,
+            "" if now.gain is None else f"{now.gain[0]:+.2f} +- {now.gain[1]:.2f}",
+            "" if now.pool is None else f"{now.pool:.0f}",
+            str(now.external),
+        )
+    return shown
+
+
+class _Stop:
+    """Passes SIGINT and SIGTERM on to all hosts, each of which runs in a session of its own."""
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        self.requested = False
+        self._hosts = hosts
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def finish(self) -> None:
+        """Stops what still runs, waits for it and gives the signals back."""
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        if any(_is_running(host) for host in self._hosts) and not self.requested:
+            self._send(signal.SIGTERM)
+        for host in self._hosts:
+            if host.process is not None:
+                try:
+                    host.process.wait(max(0.0, deadline_s - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    host.process.kill()
+                    host.process.wait()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        del number, frame
+        self._send(signal.SIGKILL if self.requested else signal.SIGTERM)
+        self.requested = True
+
+    def _send(self, number: signal.Signals) -> None:
+        for host in self._hosts:
+            if host.process is not None and host.process.poll() is None:
+                host.process.send_signal(number)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns what stands before and after `--`."""
+    if "--" not in arguments:
+        return list(arguments), []
+    at = list(arguments).index("--")
+    return list(arguments[:at]), list(arguments[at + 1 :])
+
+
+def _spawn(host: Host, arguments: Sequence[str]) -> None:
+    host.workdir.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "sapo_jax.main",
+        f"--config={host.config}",
+        f"--workdir={host.workdir}",
+        *arguments,
+    ]
+    with host.log_path.open("ab") as log:
+        host.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the hosts once, through this process
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (no threads here)
+        )
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to end this process politely when the launcher is killed, so that none is left behind."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _watch(hosts: Sequence[Host], console: Console, stop: _Stop) -> None:
+    with Live(table(hosts), console=console, auto_refresh=False) as live:
+        while any(_is_running(host) for host in hosts):
+            time.sleep(REFRESH_S)
+            shown = table(hosts)
+            if stop.requested:
+                shown.caption = "stopping: every host finishes its round and saves; Ctrl-C again ends them at once"
+            live.update(shown, refresh=True)
+
+
+def _is_running(host: Host) -> bool:
+    return host.process is not None and host.process.poll() is None
+
+
+def _records(host: Host) -> list[Record]:
+    try:
+        return read_metrics(host.workdir / METRICS_FILE)
+    except (OSError, MetricsError, json.JSONDecodeError):
+        return []  # not there yet, or being replaced
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,103 @@
+"""One command starts a swarm of processes, one signal stops it, and none is left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sapo_jax.metrics import Record
+from tests.e2e.runs import ROOT, SMALL
+
+SCRIPT = ROOT / "scripts" / "launch_swarm.py"
+
+
+@pytest.fixture(scope="module")
+def launch_swarm():
+    spec = importlib.util.spec_from_file_location("launch_swarm", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["launch_swarm"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_file_with_hosts_stands_for_all_of_them(launch_swarm, tmp_path: Path) -> None:
+    example, tiny = f"{ROOT}/configs/swarm_example.py", f"{ROOT}/configs/tiny.py"
+    hosts = launch_swarm.plan(f"{example},{tiny}:4_4,{tiny}:4_4,{tiny}", tmp_path)
+    assert [(host.name, host.config) for host in hosts] == [
+        ("smollm2", f"{example}:smollm2"),
+        ("llama_small", f"{example}:llama_small"),
+        ("qwen_large", f"{example}:qwen_large"),
+        ("4_4", f"{tiny}:4_4"),
+        ("4_4-2", f"{tiny}:4_4"),
+        ("tiny", tiny),
+    ]
+    assert len({host.workdir for host in hosts}) == 6
+
+
+@pytest.mark.parametrize(("configs", "message"), [("nope.py", "no such file: nope.py"), ("", "names no configuration")])
+def test_a_plan_without_files_is_refused(launch_swarm, tmp_path: Path, configs: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        launch_swarm.plan(configs, tmp_path)
+
+
+def test_a_standing_adds_up_what_was_logged(launch_swarm) -> None:
+    records = [
+        Record(round=0, node=None, metrics={"eval/strict_pass_at_1": 0.25}),
+        Record(round=1, node=None, metrics={"reward/own_mean": 0.5, "groups/from/calm-otter": 2.0, "groups/pool": 3.0}),
+        Record(round=1, node=0, metrics={"reward/own_mean": 0.5, "groups/from/calm-otter": 2.0}),
+        Record(round=2, node=None, metrics={"reward/own_mean": 0.75, "groups/from/bold-elk": 1.0, "groups/pool": 5.0}),
+        Record(
+            round=2,
+            node=None,
+            metrics={
+                "eval/strict_pass_at_1": 0.5,
+                "eval/strict_pass_at_1_gain": 0.25,
+                "eval/strict_pass_at_1_gain_stderr": 0.1,
+            },
+        ),
+    ]
+    now = launch_swarm.standing(records)
+    assert (now.round, now.own_reward, now.external, now.pool) == (2, 0.75, 3, 5.0)
+    assert (now.first_pass_at_1, now.last_pass_at_1, now.gain) == (0.25, 0.5, (0.25, 0.1))
+    assert now.publishers == {"calm-otter": 2, "bold-elk": 1}
+    assert launch_swarm.standing([]).round == 0
+
+
+def test_ctrl_c_stops_all_hosts_and_the_same_command_resumes_them(tmp_path: Path) -> None:
+    tiny = f"{ROOT}/configs/tiny.py:2_2"
+    rounds = "--config.rounds=1000000"
+    command = [sys.executable, str(SCRIPT), f"--configs={tiny},{tiny}", f"--workdir={tmp_path}", "--", *SMALL]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    logs = [tmp_path / "2_2" / "log.txt", tmp_path / "2_2-2" / "log.txt"]
+
+    def run(until: str, *overrides: str) -> str:
+        process = subprocess.Popen(
+            [*command, "--config.nodes=1", *overrides], env=environment, text=True, stdout=subprocess.PIPE
+        )
+        try:
+            deadline_s = time.monotonic() + 240
+            while not all(path.exists() and until in path.read_text() for path in logs):
+                assert time.monotonic() < deadline_s and process.poll() is None, [p.read_text() for p in logs]
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=240)
+        finally:
+            process.kill()
+            process.communicate()
+        assert process.returncode == 0, out
+        return out
+
+    out = run("held-out after 0 rounds", rounds)
+    assert "2_2-2" in out and "trained on" in out
+    assert all("rounds done" in path.read_text() for path in logs)  # each host had the time to finish
+    run("resumed after round", rounds)
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in running
