@@ -37,7 +37,7 @@ def main() -> None:
     config = from_config_dict(_CONFIG.value)
     select_platform(config)
     with open_workdir(_WORKDIR.value or "", config) as workdir, Progress(config.rounds) as progress:
-        request = _SWARM.request(workdir.path) if _SWARM.wanted else None
+        request = _SWARM.request(workdir.path)
         with StopRequest(progress.print) as stop, Training(config, workdir, progress, stop, request) as training:
             done = training.run()
         if not workdir.metrics_path.is_file():

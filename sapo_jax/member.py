@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 from sapo_jax.config import SapoConfig
-from sapo_jax.swarm.mesh.admin import AdminServer
 from sapo_jax.swarm.mesh.host_status import headline
 from sapo_jax.swarm.network_exchange import NetworkHub
 from sapo_jax.swarm.verifying import Verify
@@ -16,7 +16,7 @@ from sapo_jax.tasks.catalog import library_version
 
 
 class Member:
-    """Owns the hub of a process, its admin socket and its metrics page. Made running; `close` ends it."""
+    """Owns the hub of a process and its metrics page. Made running; `close` ends it."""
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class Member:
         *,
         node_ids: Sequence[str],
         verify: Verify,
+        busy_s: Callable[[], float],
         catalog_digests: Sequence[str],
         drain: Callable[[], None],
     ) -> None:
@@ -34,7 +35,8 @@ class Member:
             request: what the command line asks for.
             config: of the run.
             node_ids: the nodes of this process.
-            verify: judges rollouts of others; called in a thread of the hub's.
+            verify: judges rollouts of others; called in a thread of the hub's, from `hub.start_verifying` on.
+            busy_s: CPU seconds that `verify` has used so far.
             catalog_digests: of the tasks that `verify` knows.
             drain: asks the run to stop politely, for the operator's `status --drain`.
 
@@ -43,39 +45,36 @@ class Member:
                 cannot be used, in one line.
         """
         joining = request.joining
-        self.hub = NetworkHub(
-            {node_id: joining.identity(node_id) for node_id in node_ids},
-            swarm_id=joining.swarm_id,
-            trust=joining.trust,
-            verify=verify,
-            mailbox_rollouts=config.sharing.pool_rollouts,
-            listen=request.listen,
-            advertise=request.advertise,
-            peers=joining.peers,
-            directory=joining.directory,
-            catalog_digests=catalog_digests,
-            generator=GeneratorInfo(
-                model_name=config.model.source[:128],
-                temperature=config.sampling.temperature,
-                top_p=config.sampling.top_p,
-                max_new_tokens=config.sampling.max_new_tokens,
-            ),
-            verifier_version=library_version(),
-        )
-        self._admin: AdminServer | None = None
-        self._page = None
-        self._told = ""
-        try:
-            self._admin = AdminServer(
-                joining.directory, status=self.hub.status, drain=drain, scores=self.hub.host.scores
+        with contextlib.ExitStack() as opened:  # closes what is open if something below fails
+            self.hub = NetworkHub(
+                {node_id: joining.identity(node_id) for node_id in node_ids},
+                swarm_id=joining.swarm_id,
+                trust=joining.trust,
+                verify=verify,
+                busy_s=busy_s,
+                is_resuming=True,
+                on_drain=drain,
+                mailbox_rollouts=config.sharing.pool_rollouts,
+                listen=request.listen,
+                advertise=request.advertise,
+                peers=joining.peers,
+                directory=joining.directory,
+                catalog_digests=catalog_digests,
+                generator=GeneratorInfo(
+                    model_name=config.model.source[:128],
+                    temperature=config.sampling.temperature,
+                    top_p=config.sampling.top_p,
+                    max_new_tokens=config.sampling.max_new_tokens,
+                ),
+                verifier_version=library_version(),
             )
-            self.hub.host.loop().run(self._admin.start())
+            opened.callback(self.hub.close)
             if request.metrics:
-                self._page = self.hub.host.metrics.serve(*split_address(request.metrics))
+                page = self.hub.host.metrics.serve(*split_address(request.metrics))
+                opened.callback(page.close)
             self._invite = joining.write_invite(self.hub.host.addresses)
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
+        self._told = ""
 
     def welcome(self) -> str:
         """Returns one line on where this host is and how others join it."""
@@ -96,9 +95,4 @@ class Member:
 
     def close(self) -> None:
         """Hands own groups over and leaves the swarm."""
-        if self._page is not None:
-            self._page.close()
-        if self._admin is not None:
-            self.hub.host.loop().run(self._admin.stop())
-            self._admin = None
-        self.hub.close()
+        self._opened.close()

@@ -7,6 +7,7 @@ The same command again is the same host.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from absl import flags
 import sapo_jax
 from sapo_jax.command_line import run_main
 from sapo_jax.signals import StopRequest
+from sapo_jax.swarm.calls.server_metrics import MetricsAddressError
 from sapo_jax.swarm.mesh.admin import AdminServer
 from sapo_jax.swarm.mesh.host_status import HostStatus, headline, status_of
 from sapo_jax.swarm.mesh.joining import SWARM_FAILURES, SWARM_USAGE_ERRORS
@@ -35,33 +37,31 @@ def main() -> None:
     """Relays until a signal or the operator asks to stop."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     request = _SWARM.request(Path(_WORKDIR.value or ""))
-    joining = request.joining
-    host = NetworkHost(
-        joining.identity("relay"),
-        swarm_id=joining.swarm_id,
-        trust=joining.trust,
-        listen=request.listen,
-        advertise=request.advertise,
-        peers=joining.peers,
-        directory=joining.directory,
-        relays_unverified=True,
-    )
-    page = host.metrics.serve(*split_address(request.metrics)) if request.metrics else None
-    asked = threading.Event()
-    admin = AdminServer(joining.directory, status=lambda: _status(host), drain=asked.set, scores=host.scores)
-    try:
+    assert request is not None, "--listen is required"
+    joining, asked = request.joining, threading.Event()
+    with contextlib.ExitStack() as opened:
+        host = NetworkHost(
+            joining.identity("relay"),
+            swarm_id=joining.swarm_id,
+            trust=joining.trust,
+            listen=request.listen,
+            advertise=request.advertise,
+            peers=joining.peers,
+            directory=joining.directory,
+            relays_unverified=True,
+        )
+        opened.callback(host.close)
+        if request.metrics:
+            opened.callback(host.metrics.serve(*split_address(request.metrics)).close)
+        admin = AdminServer(joining.directory, status=lambda: _status(host), drain=asked.set, scores=host.scores)
         host.loop().run(admin.start())
+        opened.callback(lambda: host.loop().run(admin.stop()))
         invite = joining.write_invite(host.addresses)
         print(f"relaying for swarm {joining.swarm_id} at {', '.join(host.addresses)}", flush=True)
         if invite is not None:
             print(f"others join with --join={host.addresses[0]} --invite={invite}", flush=True)
         with StopRequest(lambda _: print("stopping", flush=True)) as stop:
             _watch(host, asked, stop)
-        host.loop().run(admin.stop())
-    finally:
-        if page is not None:
-            page.close()
-        host.close()
 
 
 def _watch(host: NetworkHost, asked: threading.Event, stop: StopRequest) -> None:
@@ -86,4 +86,6 @@ def _status(host: NetworkHost) -> HostStatus:
 
 
 if __name__ == "__main__":
-    run_main(main, _OPTIONS, usage_errors=SWARM_USAGE_ERRORS, failures=(*SWARM_FAILURES, OSError))
+    run_main(
+        main, _OPTIONS, usage_errors=(*SWARM_USAGE_ERRORS, MetricsAddressError), failures=(*SWARM_FAILURES, OSError)
+    )

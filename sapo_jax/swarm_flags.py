@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from sapo_jax.swarm.mesh.joining import Joining, plan_joining
+from sapo_jax.swarm.mesh.joining import JoinError, Joining, plan_joining
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,17 +55,17 @@ class SwarmFlags:
             "metrics", None, "HOST:PORT of this machine for a page that Prometheus reads.", flag_values=options
         )
 
-    @property
-    def wanted(self) -> bool:
-        """Whether any flag asks for a network."""
-        return bool(self._listen.value or self._join.value or self._invite.value)
-
-    def request(self, workdir: Path) -> SwarmRequest:
-        """Returns what the flags ask for; makes the network files of `workdir` that are not there yet.
+    def request(self, workdir: Path) -> SwarmRequest | None:
+        """Returns what the flags ask for, None without any; makes the network files of `workdir` that are missing.
 
         Raises:
             JoinError, AddressError, InviteError, TrustError, CertificateError, PrivateFileError: see `plan_joining`.
         """
+        if not (self._listen.value or self._join.value or self._invite.value):
+            for flag in (self._advertise, self._swarm_id, self._insecure_loopback, self._metrics):
+                if flag.value:
+                    raise JoinError(f"--{flag.name}: needs --listen, --join or --invite, which ask for a network")
+            return None
         joining = plan_joining(
             workdir.expanduser().absolute(),
             join=self._join.value or [],

@@ -79,6 +79,8 @@ class Training:
             done = self._resume_or_begin()
         except Stopped:
             return 0  # in the cold start: there is nothing worth saving yet
+        if self._member is not None:
+            self._member.hub.start_verifying()
         is_fresh = done == 0 and not self._evaluation_path(0).exists()
         with _Trackers(self._workdir, first_round=0 if is_fresh else done + 1) as tracker:
             self._evaluate_if_due(done, tracker)
@@ -150,6 +152,7 @@ class Training:
                 self._config,
                 node_ids=wiring.node_ids(self._config),
                 verify=partial(self._tasks.verifier.verify, lane=EXTERNAL_LANE),
+                busy_s=partial(self._tasks.verifier.busy_s, EXTERNAL_LANE),
                 catalog_digests=[specialty.digest for specialty in self._tasks.specialties],
                 drain=self._stop.request,
             )
@@ -191,7 +194,14 @@ class Training:
 
     def _restore_host_state(self, restored: Restored) -> None:
         try:
-            self._hub.restore_json(restored.host_state["exchange"], self._tasks.source.task)
+            exchange = restored.host_state["exchange"]
+            if exchange["kind"] == self._exchange_kind:
+                self._hub.restore_json(exchange["state"], self._tasks.source.task)
+            else:
+                self._progress.print(
+                    f"note: the run goes on with exchange {self._exchange_kind} instead of {exchange['kind']}; "
+                    "pools are kept"
+                )
             self._hub_counts = self._hub.counts()
             for node, state in zip(self._nodes, restored.host_state["nodes"], strict=True):
                 node.restore_json(state, self._tasks.source.task)
@@ -261,10 +271,15 @@ class Training:
         path = self._evaluation_path(done)
         best = evaluation_metrics(Evaluation.load(path))["eval/strict_pass_at_1"] if path.exists() else None
         host_state: dict[str, Any] = {
-            "exchange": self._hub.to_json(),
+            "exchange": {"kind": self._exchange_kind, "state": self._hub.to_json()},
             "nodes": [node.to_json() for node in self._nodes],
         }
         self._checkpoints.save(done, self._host.arrays, host_state, best)
+
+    @property
+    def _exchange_kind(self) -> str:
+        """What joins the nodes, for a resumed run that is to be joined otherwise."""
+        return "memory" if self._member is None else "network"
 
     def _evaluation_path(self, done: int) -> Path:
         return self._workdir.path / EVALUATIONS / f"round_{done:06d}.npz"

@@ -34,7 +34,6 @@ from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
 from sapo_jax.workdir import METRICS_FILE, REPORT
 
 ROOT = Path(__file__).resolve().parents[1]
-START_TIMEOUT_S = 120.0  # until the first host has written its invite
 STOP_TIMEOUT_S = 300.0  # a round of a large model takes long on a small machine
 REFRESH_S = 1.0
 FROM = "groups/from/"
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{host.name} trained on {now.external} external groups{f': {by}' if by else ''}", highlight=False
         )
         console.print(f"  report: {host.workdir / REPORT / 'index.html'}", highlight=False, soft_wrap=True)
-    failed = [host for host in hosts if host.process is None or host.process.returncode != 0]
+    failed = [host for host in hosts if _has_failed(host, stop)]
     for host in failed:
         console.print(f"{host.name}: {host.state}; the end of {host.log_path}:", style="red")
         console.print(_tail(host.log_path), markup=False, highlight=False)
@@ -146,22 +145,22 @@ def start(hosts: Sequence[Host], arguments: Sequence[str], stop: _Stop) -> None:
     """Starts the first host, waits for its invite, then starts the others.
 
     Raises:
-        RuntimeError: the first host ended, or wrote no invite in time.
+        RuntimeError: the first host ended before it listened.
     """
     first, *others = hosts
     invite = first.workdir / SWARM_DIRECTORY / INVITE_FILE
     invite.unlink(missing_ok=True)  # of an earlier start, with another port
     _spawn(first, ["--listen=127.0.0.1:0", *arguments])
-    deadline_s = time.monotonic() + START_TIMEOUT_S
+    # It may have to fetch weights first, so this takes as long as the process lives.
     while not invite.exists() and not stop.requested:
         if first.process is not None and first.process.poll() is not None:
             raise RuntimeError(f"{first.name} ended before it listened:\n{_tail(first.log_path)}")
-        if time.monotonic() > deadline_s:
-            raise RuntimeError(f"{first.name} wrote no {invite} within {START_TIMEOUT_S:.0f} s; see {first.log_path}")
         time.sleep(0.1)
     for host in others:
         if not stop.requested:
             _spawn(host, ["--listen=127.0.0.1:0", f"--invite={invite}", *arguments])
+    if stop.requested:  # a signal that came while a process was being started missed it
+        stop.repeat()
 
 
 def standing(records: Sequence[Record]) -> Standing:
@@ -214,7 +213,14 @@ class _Stop:
     def __init__(self, hosts: Sequence[Host]) -> None:
         self.requested = False
         self._hosts = hosts
+        self._asked: set[int] = set()  # process ids that have had a signal
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def repeat(self) -> None:
+        """Asks those hosts to stop that were not asked yet."""
+        for host in self._hosts:
+            if host.process is not None and host.process.poll() is None and host.process.pid not in self._asked:
+                self._ask(host.process, signal.SIGTERM)
 
     def finish(self) -> None:
         """Stops what still runs, waits for it and gives the signals back."""
@@ -239,7 +245,11 @@ class _Stop:
     def _send(self, number: signal.Signals) -> None:
         for host in self._hosts:
             if host.process is not None and host.process.poll() is None:
-                host.process.send_signal(number)
+                self._ask(host.process, number)
+
+    def _ask(self, process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+        self._asked.add(process.pid)
+        process.send_signal(number)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -285,6 +295,10 @@ def _watch(hosts: Sequence[Host], console: Console, stop: _Stop) -> None:
             if stop.requested:
                 shown.caption = "stopping: every host finishes its round and saves; Ctrl-C again ends them at once"
             live.update(shown, refresh=True)
+
+
+def _has_failed(host: Host, stop: _Stop) -> bool:
+    return not stop.requested if host.process is None else host.process.returncode != 0
 
 
 def _is_running(host: Host) -> bool:

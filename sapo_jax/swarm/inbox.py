@@ -77,6 +77,8 @@ class Inbox:
                 return []
             wanted = [seq for seq in seqs if any(self._wants(node_id, seq) for node_id in self._mailboxes)]
             self._reading.update(wanted)
+            for owed in self._owed.values():  # what has left the store since will never be read
+                owed.difference_update({seq for seq in owed if seq <= read_seq and seq not in self._reading})
             self._read_seq = max(self._read_seq, read_seq)
             return wanted
 

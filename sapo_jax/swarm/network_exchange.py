@@ -62,7 +62,8 @@ class NetworkHub:
         with_reflection: bool = False,
         on_drain: Callable[[], None] | None = None,
         clock: Clock | None = None,
-        busy_clock: Callable[[], float] = time.monotonic,
+        busy_s: Callable[[], float] | None = None,
+        is_resuming: bool = False,
         rng: np.random.Generator | None = None,
     ) -> None:
         """Opens the store and the port, looks for peers and starts to verify.
@@ -87,7 +88,8 @@ class NetworkHub:
             on_drain: called when the operator asks the host to stop, by way of the admin socket in `directory`;
                 None: there is no such socket.
             clock: wall and monotonic time.
-            busy_clock: measures what verification costs, in seconds.
+            busy_s: CPU seconds that `verify` has used so far; without, wall time counts.
+            is_resuming: begin to verify at `start_verifying` only, after the state of an earlier process is restored.
             rng: decides every random choice on the network.
 
         Raises:
@@ -143,15 +145,24 @@ class NetworkHub:
                 catalog_digests=catalog_digests,
                 on_informative=self.host.pusher.offer_relay,
                 limits=verify_limits or VerifyLimits(),
-                clock=busy_clock,
+                clock=time.monotonic,
+                busy_s=busy_s,
             )
-            self._verifying.start()
+            if not is_resuming:
+                self._verifying.start()
             if on_drain is not None and directory is not None:
                 self._admin = AdminServer(directory, status=self.status, drain=on_drain, scores=self.host.scores)
                 self.host.loop().run(self._admin.start())
         except BaseException:
+            if self._verifying is not None:
+                self._verifying.stop(STOP_VERIFY_S)
             self.host.close(flush_s=0.0, grace_s=0.0)
             raise
+
+    def start_verifying(self) -> None:
+        """Begins to verify foreign groups; for a hub that was made `is_resuming`."""
+        assert self._verifying is not None
+        self._verifying.start()
 
     def connect(self, node_id: str) -> NetworkExchange:
         """Returns the exchange of `node_id`; raises ValueError if the hub has no such node."""
@@ -231,9 +242,11 @@ class NetworkHub:
         self._is_closed = True
         if self._verifying is not None:
             self._verifying.stop(STOP_VERIFY_S)
-        if self._admin is not None:
-            self.host.loop().run(self._admin.stop())
-        self.host.close(flush_s=flush_s)
+        try:
+            if self._admin is not None:
+                self.host.loop().run(self._admin.stop())
+        finally:
+            self.host.close(flush_s=flush_s)
 
     # For the exchanges.
 

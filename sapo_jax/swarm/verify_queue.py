@@ -52,6 +52,8 @@ class VerifyQueue:
             floor_s = min((self._cost_s[name] for name in self._waiting), default=0.0)
             self._cost_s[group.publisher] = max(floor_s, self._cost_s.get(group.publisher, 0.0))
             self._waiting[group.publisher] = deque()
+            self._cost_s.move_to_end(group.publisher)
+            self._forget_idle()
         self._waiting[group.publisher].append(group)
         self._groups += 1
         self._size_bytes += group.size_bytes
@@ -72,10 +74,7 @@ class VerifyQueue:
         """Notes what the verification of one group cost."""
         self._cost_s[publisher] = self._cost_s.get(publisher, 0.0) + busy_s
         self._cost_s.move_to_end(publisher)
-        idle = len(self._cost_s) - len(self._waiting)
-        if idle > MAX_REMEMBERED:
-            oldest = next(name for name in self._cost_s if name not in self._waiting)
-            del self._cost_s[oldest]
+        self._forget_idle()
 
     def pause(self, publisher: str, seconds: float) -> None:
         """Verifies nothing more of a publisher for a while."""
@@ -87,6 +86,10 @@ class VerifyQueue:
         """Forgets all waiting groups; costs and pauses stay."""
         self._waiting.clear()
         self._groups = self._size_bytes = 0
+
+    def _forget_idle(self) -> None:
+        while len(self._cost_s) - len(self._waiting) > MAX_REMEMBERED:
+            del self._cost_s[next(name for name in self._cost_s if name not in self._waiting)]
 
     def _pop(self, publisher: str) -> WaitingGroup:
         queue = self._waiting[publisher]

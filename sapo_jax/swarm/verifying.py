@@ -63,6 +63,7 @@ class Verifying:
         on_informative: Callable[[StoredGroup], None],
         limits: VerifyLimits,
         clock: Callable[[], float],
+        busy_s: Callable[[], float] | None = None,
     ) -> None:
         """Makes the thread without starting it.
 
@@ -77,7 +78,9 @@ class Verifying:
                 the publisher's fault.
             on_informative: told about every group worth relaying.
             limits: cost and length.
-            clock: monotonic, in seconds; measures the cost.
+            clock: monotonic, in seconds.
+            busy_s: CPU seconds that `verify` has used so far, which is what groups are charged; without, the
+                time on `clock`, waiting for a new scorer process included.
         """
         self._store = store
         self._inbox = inbox
@@ -87,7 +90,7 @@ class Verifying:
         self._own_ids = frozenset(own_ids)
         self._catalog_digests = frozenset(catalog_digests)
         self._on_informative = on_informative
-        self._clock = clock
+        self._busy_s = busy_s or clock
         self._queue = VerifyQueue(max_groups=limits.max_waiting, clock=clock)
         self._budget = BucketTable(per_s=limits.core_share, burst=_BURST_S, clock=clock)
         self._generation = -1
@@ -190,11 +193,11 @@ class Verifying:
         except WireError:  # kept under other limits, or by another version
             self._counts["gone"] += 1
             return
-        started_s = self._clock()
+        started_s = self._busy_s()
         try:
             (verdict,) = self._verify([rollout])
         finally:
-            busy_s = self._clock() - started_s
+            busy_s = self._busy_s() - started_s
             self.busy_s += busy_s
             self._budget.take("", busy_s)
             self._queue.charge(waiting.publisher, busy_s)

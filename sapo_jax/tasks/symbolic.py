@@ -199,7 +199,7 @@ class _Measuring:
             bits=(base.bits + max(base.terms, base.divisor_terms).bit_length() - 1) * times or 1,
         )
         if base.value is not None and exponent.value.denominator == 1 and (base.value or exponent.value >= 0):
-            size = replace(size, value=base.value ** int(exponent.value))
+            size = replace(size, value=base.value ** abs(int(exponent.value)))  # inverted below, like the rest
         return size if exponent.value >= 0 else _inverse(size)
 
     def operate(self, operator: str, left: _Size, right: _Size) -> _Size:

@@ -57,6 +57,10 @@ class Verifier(Protocol):
         """
         ...
 
+    def busy_s(self, lane: str) -> float:
+        """Returns the CPU seconds that judging in `lane` has taken so far."""
+        ...
+
     def warm_up(self) -> None:
         """Returns when `verify` and `score` can answer without delay."""
         ...
@@ -162,6 +166,11 @@ class InProcessVerifier:
         """See `Verifier.score`."""
         del lane
         return [[self._score_one(ref, text) for text in group] for ref, group in texts]
+
+    def busy_s(self, lane: str) -> float:
+        """Returns 0: what this process spends on judging is not told from the rest."""
+        del lane
+        return 0.0
 
     def warm_up(self) -> None:
         """Does nothing: it is always ready."""

@@ -94,10 +94,20 @@ def test_two_processes_share_and_one_may_be_killed(tmp_path: Path, processes: li
     assert len(aliases) == 1, "the killed process came back as the same node"
 
 
+def test_a_run_that_began_alone_can_join_a_swarm_and_leave_it_again(tmp_path: Path) -> None:
+    assert call("main", *tiny(tmp_path)).code == 0
+    joined = call("main", *tiny(tmp_path, "--config.rounds=3"), "--listen=127.0.0.1:0", "--insecure-loopback")
+    assert joined.code == 0, joined
+    assert "goes on with exchange network instead of memory" in joined.out and "alone: no peer known yet" in joined.out
+    left = call("main", *tiny(tmp_path, "--config.rounds=4"))
+    assert left.code == 0 and "goes on with exchange memory instead of network" in left.out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--join=127.0.0.1:1"], "needs the --invite of that host"),
+        (["--metrics=127.0.0.1:0"], "--metrics: needs --listen, --join or --invite"),
         (["--listen=nowhere"], "nowhere"),
         (["--listen=127.0.0.1:0", "--invite=/no/such/file"], "/no/such/file"),
         (["--listen=0.0.0.0:0", "--insecure-loopback"], "plain text is refused"),

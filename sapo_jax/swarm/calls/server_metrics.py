@@ -143,12 +143,6 @@ class _StoreCollector(Collector):
         for dataset, count in sorted(stats.by_dataset.items()):
             by_dataset.add_metric((dataset,), count)
         yield by_dataset
-        by_uses = GaugeMetricFamily(
-            "sapo_store_used_groups", "Stored groups by how often they were used.", labels=("uses",)
-        )
-        for uses, count in sorted(stats.by_uses.items()):
-            by_uses.add_metric((str(uses),), count)
-        yield by_uses
         evicted = GaugeMetricFamily("sapo_store_evicted_groups", "Groups that left, by reason.", labels=("reason",))
         for reason, count in stats.evicted.items():
             evicted.add_metric((reason.value,), count)

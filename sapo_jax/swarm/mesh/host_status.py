@@ -189,7 +189,9 @@ def _warnings(host: NetworkHost, damaged: int) -> list[str]:
         found.append(
             f"another process uses the identity of this node ({alias_of(host.presence.node_id)}); stop one of the two"
         )
-    found += [f"two processes use the identity of peer {node_id}" for node_id in sorted(host.membership.copied)[:4]]
+    found += [
+        f"two processes use the identity of peer {node_id}" for node_id in sorted(list(host.membership.copied))[:4]
+    ]
     if damaged:
         found.append(f"{_count(damaged, 'stored group')} were damaged on disk and left out")
     return found

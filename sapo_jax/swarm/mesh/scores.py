@@ -9,6 +9,7 @@ it by the square of their number.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,30 +48,29 @@ class _Entry:
 
 
 class Scores:
-    """Owns the scores and bans of all ids this host has an opinion on.
-
-    Not locked: dict reads and single updates are atomic enough for the threads that share it, and a
-    lost point changes nothing.
-    """
+    """Owns the scores and bans of all ids this host has an opinion on; thread-safe."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Starts without opinions; `clock` is monotonic, in seconds."""
         self._clock = clock
+        self._lock = threading.RLock()
         self._entries: dict[str, _Entry] = {}
 
     def useful(self, node_id: str, points: float = 1.0) -> None:
         """Credits a useful delivery."""
-        entry = self._faded(node_id)
-        entry.useful = min(USEFUL_CAP, entry.useful + points)
+        with self._lock:
+            entry = self._faded(node_id)
+            entry.useful = min(USEFUL_CAP, entry.useful + points)
 
     def invalid(self, node_id: str, weight: float = 1.0) -> None:
         """Debits an invalid item; bans the id once its score is below `BAN_BELOW`."""
         if weight <= 0:
             return
-        entry = self._faded(node_id)
-        entry.invalid += weight
-        if _value(entry) < BAN_BELOW:
-            entry.banned_until_s = max(entry.banned_until_s, self._clock() + BAN_S)
+        with self._lock:
+            entry = self._faded(node_id)
+            entry.invalid += weight
+            if _value(entry) < BAN_BELOW:
+                entry.banned_until_s = max(entry.banned_until_s, self._clock() + BAN_S)
 
     def score(self, node_id: str) -> float:
         """Returns the score of an id as of now; 0 for a stranger."""
@@ -95,19 +95,23 @@ class Scores:
 
     def ban(self, node_id: str, duration_s: float = BAN_S) -> None:
         """Bans an id for `duration_s` seconds from now, or longer if it is banned for longer already."""
-        entry = self._faded(node_id)
-        entry.banned_until_s = max(entry.banned_until_s, self._clock() + duration_s)
+        with self._lock:
+            entry = self._faded(node_id)
+            entry.banned_until_s = max(entry.banned_until_s, self._clock() + duration_s)
 
     def unban(self, node_id: str) -> bool:
         """Lifts a ban and forgets the score that led to it; returns whether the id was banned."""
-        was_banned = self.is_banned(node_id)
-        self._entries.pop(node_id, None)
-        return was_banned
+        with self._lock:
+            was_banned = self.is_banned(node_id)
+            self._entries.pop(node_id, None)
+            return was_banned
 
     def banned(self) -> dict[str, float]:
         """Returns the banned ids with the seconds that remain."""
         now = self._clock()
-        return {key: entry.banned_until_s - now for key, entry in self._entries.items() if now < entry.banned_until_s}
+        with self._lock:
+            entries = list(self._entries.items())
+        return {key: entry.banned_until_s - now for key, entry in entries if now < entry.banned_until_s}
 
     def _faded(self, node_id: str) -> _Entry:
         """Returns the entry of an id with its points faded to now, made if it is new."""

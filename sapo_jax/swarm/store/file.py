@@ -34,9 +34,6 @@ CREATE TABLE groups (
 );
 CREATE TABLE seen (group_id BLOB PRIMARY KEY, forget_s REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX seen_by_forget ON seen (forget_s);
-CREATE TABLE uses (
-    group_id BLOB, node_id TEXT, round INTEGER, PRIMARY KEY (group_id, node_id, round)
-) WITHOUT ROWID;
 CREATE TABLE sequences (node_id TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE outbox (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,

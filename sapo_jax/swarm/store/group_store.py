@@ -247,21 +247,6 @@ class GroupStore:
             for group_id in group_ids:
                 self._groups.mark(group_id, state, now_s=now_s)
 
-    def count_uses(self, group_ids: Iterable[bytes], *, node_id: str, round: int) -> None:
-        """Notes durably that `node_id` trains on these groups in `round`.
-
-        A round that is replayed counts once, so a trainer that is killed and resumed neither exceeds
-        its limit nor wastes any of it. Counts outlive the group for as long as its id is remembered.
-        """
-        with self._writing() as now_s:
-            for group_id in group_ids:
-                self._groups.count_use(group_id, node_id=node_id, round=round, now_s=now_s)
-
-    def uses_of(self, group_ids: Iterable[bytes], *, node_id: str) -> list[int]:
-        """Returns in how many rounds `node_id` has used each of the groups."""
-        with self._reading():
-            return [self._groups.uses_of(group_id, node_id=node_id) for group_id in group_ids]
-
     def expire(self) -> None:
         """Frees what has expired. `put` does it as well; this is for a store where nothing arrives."""
         with self._writing():
@@ -278,7 +263,6 @@ class GroupStore:
                 publishers=len({entry.publisher for entry in live}),
                 by_state=Counter(entry.state for entry in live),
                 by_dataset=Counter(entry.dataset for entry in live),
-                by_uses=Counter(entry.uses for entry in live),
                 oldest_age_s=max((now_s - entry.born_s for entry in live), default=0.0),
                 seen=self._groups.seen,
                 pending=len(self._outbox),

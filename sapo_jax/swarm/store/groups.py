@@ -22,7 +22,7 @@ _FORGOTTEN_IDS = 512  # per transaction, so that none takes long
 
 
 class GroupRows:
-    """Owns the tables `groups`, `seen` and `uses` and their index."""
+    """Owns the tables `groups` and `seen` and the index."""
 
     def __init__(self, database: sqlite3.Connection, limits: StoreLimits) -> None:
         """Reads the index from the database."""
@@ -42,7 +42,6 @@ class GroupRows:
         # SQLite's own record keeps a place from being given twice even if all rows are gone.
         query = "SELECT seq FROM sqlite_sequence WHERE name = 'groups' UNION SELECT MAX(seq) FROM groups"
         self.last_seq = max((seq for (seq,) in execute(query).fetchall() if isinstance(seq, int)), default=0)
-        uses: dict[bytes, int] = dict(execute("SELECT group_id, COUNT(*) FROM uses GROUP BY group_id").fetchall())
         states = {state.value: state for state in GroupState}
         entries: dict[bytes, Entry] = {}
         damaged: list[int] = []
@@ -63,7 +62,6 @@ class GroupRows:
                 born_s=born_s,
                 expires_s=expires_s,
                 state=states[state],
-                uses=uses.get(group_id, 0),
             )
         self.index = Retention(self._limits, reversed(entries.values()))
         for seq in damaged:
@@ -120,7 +118,6 @@ class GroupRows:
                     dataset=entry.dataset,
                     size_bytes=entry.size_bytes,
                     state=entry.state,
-                    uses=entry.uses,
                     signed=SignedGroup(envelope=envelope, hops=entry.hops, age_s=max(0.0, now_s - entry.born_s)),
                 )
             )
@@ -138,22 +135,6 @@ class GroupRows:
             entry.state = state
             self._database.execute("UPDATE groups SET state = ? WHERE seq = ?", (state.value, entry.seq))
 
-    def count_use(self, group_id: bytes, *, node_id: str, round: int, now_s: float) -> None:
-        """Notes that a node trains on a group in a round, once however often it is said."""
-        query = "INSERT OR IGNORE INTO uses VALUES (?, ?, ?)"
-        if self._database.execute(query, (group_id, node_id, round)).rowcount == 0:
-            return
-        entry = self.index.get(group_id)
-        if entry is not None:
-            self.index.count_use(entry)
-        elif not self.is_known(group_id, now_s):
-            self._remember(group_id, now_s + self._limits.max_ttl_s + self._limits.seen_grace_s)
-
-    def uses_of(self, group_id: bytes, *, node_id: str) -> int:
-        """Returns in how many rounds a node has used a group."""
-        query = "SELECT COUNT(*) FROM uses WHERE group_id = ? AND node_id = ?"
-        return self._database.execute(query, (group_id, node_id)).fetchone()[0]
-
     def sweep(self, now_s: float) -> None:
         """Frees what has expired and forgets ids that were remembered for long enough."""
         for entry, reason in self.index.expire(now_s):
@@ -167,7 +148,6 @@ class GroupRows:
             forgotten = execute(query, (len(forgotten) + excess,)).fetchall()
         for row in forgotten:
             execute("DELETE FROM seen WHERE group_id = ?", row)
-            execute("DELETE FROM uses WHERE group_id = ?", row)
         self.seen -= len(forgotten)
 
     def trim(self, now_s: float) -> None:
@@ -195,9 +175,8 @@ class GroupRows:
             f" VALUES ({', '.join('?' * (len(head) + 2 + len(body)))})",
             (*head, head_check(*head), entry.state.value, *body),
         )
-        # An id that was remembered for long enough but not yet swept is held again, with new uses.
+        # An id that was remembered for long enough but not yet swept is held again.
         if self._database.execute("DELETE FROM seen WHERE group_id = ?", (entry.group_id,)).rowcount:
-            self._database.execute("DELETE FROM uses WHERE group_id = ?", (entry.group_id,))
             self.seen -= 1
         for evicted, reason in self.index.admit(entry):
             self._delete(evicted, reason, now_s)

@@ -23,7 +23,6 @@ class StoredGroup:
 
     Attributes:
         seq: its place in the order of arrival, rising for as long as the store's epoch lasts.
-        uses: updates that were trained on it, over all nodes of this host.
         signed: the envelope with the hops it arrived with and its age by now, time spent here included.
     """
 
@@ -33,7 +32,6 @@ class StoredGroup:
     dataset: str
     size_bytes: int
     state: GroupState
-    uses: int
     signed: SignedGroup
 
 
@@ -43,7 +41,7 @@ class StoreStats:
 
     Attributes:
         groups, size_bytes, publishers: of the pool.
-        by_state, by_dataset, by_uses: how many groups are in which state, of which dataset, used how often.
+        by_state, by_dataset: how many groups are in which state, of which dataset.
         oldest_age_s: of the oldest group; 0 if there is none.
         seen: ids remembered of groups that left.
         pending: own groups still on offer.
@@ -58,7 +56,6 @@ class StoreStats:
     publishers: int
     by_state: Mapping[GroupState, int]
     by_dataset: Mapping[str, int]
-    by_uses: Mapping[int, int]
     oldest_age_s: float
     seen: int
     pending: int

@@ -1,9 +1,8 @@
 """Which groups a store keeps, and which of them a draw may return: an index in memory, without bytes.
 
-The order of eviction is that of the exchange's design: what has expired, then the oldest of a
-publisher above its share, then the most used, then the oldest. One publisher never holds more than
-its share, however much it sends, and a draw chooses publishers before groups, so flooding the
-store gains nothing.
+The order of eviction is: what has expired, then the oldest of a publisher above its share, then the
+oldest of all. One publisher never holds more than its share, however much it sends, and a draw
+chooses publishers before groups, so flooding the store gains nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ class EvictionReason(enum.Enum):
 
     EXPIRED = "expired"
     PUBLISHER = "publisher"  # its publisher was above its share
-    USED = "used"
     OLDEST = "oldest"
     REJECTED = "rejected"
 
@@ -95,7 +93,6 @@ class Entry:
         born_s: when its publisher made it, as far as its carried age tells; in store seconds.
         expires_s: when it expires, in store seconds.
         hops: how often it was handed on before it came here.
-        uses: in how many updates it was trained on, over all nodes of this host.
     """
 
     seq: int
@@ -107,7 +104,6 @@ class Entry:
     expires_s: float
     hops: int
     state: GroupState = GroupState.UNVERIFIED
-    uses: int = 0
 
 
 @dataclass(slots=True)
@@ -131,10 +127,9 @@ class Retention:
         self._by_seq: dict[int, Entry] = {}
         self._shelves: dict[str, _Shelf] = {}
         self._size_bytes = 0
-        # What leaves is not taken out of these three at once; they are made anew when mostly stale.
+        # What leaves is not taken out of these two at once; they are made anew when mostly stale.
         self._order: list[int] = []
         self._by_expiry: list[tuple[float, int]] = []
-        self._by_use: list[tuple[int, int]] = []  # (-uses, seq)
         for entry in entries:
             self._add(entry)
 
@@ -191,14 +186,7 @@ class Retention:
         if len(self._order) > 2 * len(self._by_seq) + 64:
             self._order = list(self._by_seq)
             self._by_expiry = [(item.expires_s, item.seq) for item in self]
-            self._by_use = [(-item.uses, item.seq) for item in self]
             heapq.heapify(self._by_expiry)
-            heapq.heapify(self._by_use)
-
-    def count_use(self, entry: Entry) -> None:
-        """Counts one use."""
-        entry.uses += 1
-        heapq.heappush(self._by_use, (-entry.uses, entry.seq))
 
     def following(self, seq: int, now_s: float) -> Iterator[Entry]:
         """Yields what arrived after `seq` and has not expired, in order of arrival."""
@@ -252,7 +240,6 @@ class Retention:
         self._size_bytes += entry.size_bytes
         self._order.append(entry.seq)
         heapq.heappush(self._by_expiry, (entry.expires_s, entry.seq))
-        heapq.heappush(self._by_use, (-entry.uses, entry.seq))
 
     def _trim(self, publisher: str) -> list[Eviction]:
         evicted: list[Eviction] = []
@@ -265,12 +252,14 @@ class Retention:
         return evicted
 
     def _trim_total(self) -> list[Eviction]:
-        evicted: list[Eviction] = []
-        while len(self) > self._limits.max_groups or self._size_bytes > self._limits.max_bytes:
-            uses, seq = heapq.heappop(self._by_use)
-            entry = self._by_seq.get(seq)
-            if entry is None or entry.uses != -uses:
-                continue
+        oldest: list[Entry] = []
+        groups, size_bytes = len(self), self._size_bytes
+        for entry in self:
+            if groups <= self._limits.max_groups and size_bytes <= self._limits.max_bytes:
+                break
+            oldest.append(entry)
+            groups -= 1
+            size_bytes -= entry.size_bytes
+        for entry in oldest:
             self.remove(entry)
-            evicted.append((entry, EvictionReason.USED if entry.uses else EvictionReason.OLDEST))
-        return evicted
+        return [(entry, EvictionReason.OLDEST) for entry in oldest]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from sapo_jax.swarm.mesh import scores as scores_module
@@ -97,3 +100,15 @@ def test_many_fresh_keys_neither_fill_the_memory_nor_buy_a_pardon(scores, monkey
         scores.invalid(f"key {number}")
     assert scores.is_banned("bad")
     assert scores.score("key 49") == -1.0 and scores.score("key 0") == 0.0
+
+
+def test_reading_while_others_write_never_fails():
+    scores = Scores(time.monotonic)
+    writing = threading.Thread(target=lambda: [scores.invalid(str(number), 100.0) for number in range(20_000)])
+    writing.start()
+    reads = 0
+    while writing.is_alive():
+        scores.banned()
+        reads += 1
+    writing.join()
+    assert reads > 10 and len(scores.banned()) > 0

@@ -66,12 +66,12 @@ def test_groups_come_back_byte_for_byte_with_their_age(opened, time):
     assert stored.signed.envelope == group.envelope
     assert (stored.signed.hops, stored.signed.age_s, stored.signed.algorithm) == (2, 15.5, 1)
     assert (stored.publisher, stored.dataset, stored.size_bytes) == ("somebody", "gcd", 5000)
-    assert (stored.seq, stored.state, stored.uses) == (1, GroupState.UNVERIFIED, 0)
+    assert (stored.seq, stored.state) == (1, GroupState.UNVERIFIED)
 
 
 def test_empty_calls_change_nothing(opened):
     store = opened()
-    assert store.put([]) == store.get([]) == store.after(0, 10) == store.uses_of([], node_id="n") == []
+    assert store.put([]) == store.get([]) == store.after(0, 10) == []
     assert store.sample(5, rng=np.random.default_rng(0)) == store.outbox_pending(5) == []
     assert store.refs(None, 10).next_cursor == GroupCursor(epoch=store.epoch, sequence=0)
     assert store.stats().oldest_age_s == 0.0
@@ -158,61 +158,19 @@ def test_marks_show_and_rejected_groups_leave(opened):
     assert _outcomes(store.put([groups[1]])) == [DUPLICATE]  # nor does it come back
 
 
-def test_uses_are_counted_per_node_and_round(opened):
-    store = opened()
-    a, b = make_group(number=0), make_group(number=1)
-    store.put([a, b])
-    for node_id, round in (("n", 1), ("n", 1), ("n", 2), ("m", 1)):
-        store.count_uses([a.group_id], node_id=node_id, round=round)
-    assert store.uses_of([a.group_id, b.group_id, b"?" * 32], node_id="n") == [2, 0, 0]
-    assert store.uses_of([a.group_id], node_id="m") == [1]
-    assert [item.uses for item in store.after(0, 9)] == [3, 0]
-    assert store.stats().by_uses == {3: 1, 0: 1}
-
-
-def test_uses_outlive_the_group_while_its_id_is_remembered(opened, time):
-    store = opened(seen_grace_s=600)
-    group = make_group(ttl_s=60)
-    store.put([group])
-    store.count_uses([group.group_id], node_id="n", round=1)
-    time.advance(61)
-    store.expire()
-    store.count_uses([group.group_id], node_id="n", round=2)
-    assert store.uses_of([group.group_id], node_id="n") == [2]
-    time.advance(659)
-    store.expire()
-    assert store.uses_of([group.group_id], node_id="n") == [2]
-    time.advance(2)
-    store.expire()
-    assert store.uses_of([group.group_id], node_id="n") == [0]
-
-
 def test_a_group_that_comes_again_after_all_is_forgotten_starts_anew(opened, time):
     """Even if so many are forgotten at one time that the sweep has not reached all of them."""
     store = opened(publisher_frac=1.0)
     groups = [make_group(number=i, ttl_s=60) for i in range(600)]
     store.put(groups)
-    store.count_uses(ids(groups), node_id="n", round=1)
     time.advance(61)
     store.expire()
     time.advance(661)
     store.put(groups)
     for _ in range(3):
         assert len(held_ids(store)) == 600
-        assert set(store.uses_of(ids(groups), node_id="n")) == {0}
         assert store.stats().seen == 0
         store.expire()
-
-
-def test_uses_of_a_group_the_store_never_had_are_counted_too(opened, time):
-    store = opened(max_ttl_s=1000, seen_grace_s=10)
-    store.count_uses([b"?" * 32], node_id="n", round=1)
-    time.advance(1009)
-    store.expire()
-    assert store.uses_of([b"?" * 32], node_id="n") == [1]
-    time.advance(2)
-    store.expire()
-    assert (store.uses_of([b"?" * 32], node_id="n"), store.stats().seen) == ([0], 0)
 
 
 def test_the_sample_honors_every_filter(opened, time):
@@ -367,7 +325,6 @@ def test_many_threads_share_one_store(opened):
         for _ in range(rounds):
             drawn = store.sample(4, rng=rng)
             assert all(item.signed.envelope.signature == item.signed.envelope.payload[:32] * 2 for item in drawn)
-            store.count_uses(ids(drawn), node_id=f"n{worker}", round=0)
             store.refs(None, 20)
 
     def tail():

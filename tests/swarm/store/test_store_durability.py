@@ -37,14 +37,10 @@ def test_a_restart_keeps_everything(path, time):
     store.mark([groups[10].group_id], GroupState.INFORMATIVE)
     store.mark([groups[11].group_id], GroupState.UNINFORMATIVE)
     store.mark([groups[12].group_id], GroupState.REJECTED)
-    store.count_uses(ids(groups[:15]), node_id="n", round=1)
-    store.count_uses(ids(groups[10:12]), node_id="n", round=2)
     before = (store.epoch, store.last_seq, store.after(0, 99), store.refs(None, 5), store.stats().seen)
-    uses = store.uses_of(ids(groups), node_id="n")
     store.close()
     store = open_store(path, time, max_groups=16)
     assert (store.epoch, store.last_seq, store.after(0, 99), store.refs(None, 5), store.stats().seen) == before
-    assert store.uses_of(ids(groups), node_id="n") == uses == [1] * 10 + [2, 2] + [1] * 3 + [0] * 5
     assert {result.outcome for result in store.put(groups)} == {PublishOutcome.DUPLICATE}
     store.close()
 
@@ -77,8 +73,6 @@ while True:
     groups = [make_group("peer", number + i, size_bytes=9000) for i in range(3)]
     store.put(groups)
     print("put", number, flush=True)
-    store.count_uses([groups[0].group_id], node_id="own", round=number)
-    print("use", number, flush=True)
     published = store.publish(make_key(number), lambda sequence: make_group("own", sequence, size_bytes=9000))
     print("publish", number, published.sequence, flush=True)
     store.acknowledge([published.group_id], "peer")
@@ -108,9 +102,6 @@ def test_nothing_committed_is_lost_when_the_process_is_killed(path):
             number = int(number_text)
             if what == "put":
                 assert {make_group("peer", number + i, size_bytes=9000).group_id for i in range(3)} <= held
-            elif what == "use":
-                used = make_group("peer", number, size_bytes=9000).group_id
-                assert store.uses_of([used], node_id="own") == [1]
             else:
                 own = make_group("own", int(sequence[0]), size_bytes=9000)
                 assert own.group_id in held
@@ -182,7 +173,6 @@ def test_t18_whatever_byte_is_flipped_nothing_false_comes_out(path, tmp_path, ti
     store = open_store(path, time, max_groups=64)
     groups = [make_group(f"p{i % 20}", i, size_bytes=(300, 6000)[i % 2]) for i in range(60)]
     store.put(groups)
-    store.count_uses(ids(groups[:5]), node_id="own", round=1)
     for round in range(4):
         store.publish(make_key(round), lambda sequence: make_group("own", sequence, size_bytes=500))
     store.close()
@@ -283,7 +273,6 @@ def test_t18_the_disk_reserve_is_left_alone(path, time):
         with pytest.raises(StoreFullError, match="4999 bytes are left on the disk, disk_reserve_bytes = 5000"):
             call()
     # What is small goes on, and so does a replay.
-    store.count_uses([make_group(number=0).group_id], node_id="n", round=1)
     store.mark([make_group(number=0).group_id], GroupState.INFORMATIVE)
     store.acknowledge([make_group("own", 1).group_id], "peer")
     assert store.publish(make_key(0), lambda sequence: 1 / 0).is_replay

@@ -94,13 +94,10 @@ def test_t9_a_publisher_of_most_groups_gets_its_share_of_the_pool(time):
 
 
 def test_eviction_order(time):
-    """Expired, then the publisher's oldest, then the most used, then the oldest."""
+    """Expired, then the publisher's oldest, then the oldest of all."""
     store = open_store(None, time, max_groups=8, publisher_frac=0.25)
-    first = {name: make_group(name, 0, ttl_s=50 if name == "mortal" else 3600) for name in ("a", "b", "c", "mortal")}
-    store.put([*first.values(), *(make_group(name, 0) for name in "defg")])
-    for name, uses in (("b", 1), ("c", 2), ("d", 2), ("mortal", 9)):
-        for round in range(uses):
-            store.count_uses([make_group(name, 0).group_id], node_id="n", round=round)
+    names = ("a", "b", "c", "mortal", "d", "e", "f", "g")
+    store.put([make_group(name, 0, ttl_s=50 if name == "mortal" else 3600) for name in names])
 
     def gone(group):
         before = [(item.publisher, item.group_id) for item in store.after(0, 99)]
@@ -109,15 +106,13 @@ def test_eviction_order(time):
         return [name for name, group_id in before if group_id not in after]
 
     time.advance(50)
-    assert gone(make_group("h", 0)) == []  # "mortal" made room by expiring, however used it was
+    assert gone(make_group("h", 0)) == []  # "mortal" made room by expiring, though others are older
     assert _evicted(store) == {"expired": 1}
-    assert gone(make_group("a", 1)) == ["c"]  # of the two most used ones the older
-    assert gone(make_group("a", 2)) == ["a"]  # its share is two
-    assert _evicted(store) == {"expired": 1, "used": 1, "publisher": 1}
-    assert gone(make_group("i", 0)) == ["d"]
-    assert gone(make_group("j", 0)) == ["b"]
-    assert gone(make_group("k", 0)) == ["e"]  # nothing is used any more: the oldest
-    assert _evicted(store) == {"expired": 1, "used": 3, "publisher": 1, "oldest": 1}
+    assert gone(make_group("g", 1)) == ["a"]
+    assert gone(make_group("g", 2)) == ["g"]  # its share is two, though others are older
+    assert _evicted(store) == {"expired": 1, "publisher": 1, "oldest": 1}
+    assert [gone(make_group(name, 0)) for name in "ijk"] == [["b"], ["c"], ["d"]]
+    assert _evicted(store) == {"expired": 1, "publisher": 1, "oldest": 4}
 
 
 def test_narrower_limits_apply_when_a_store_is_opened(tmp_path, time):
@@ -177,8 +172,7 @@ def test_the_index_does_not_grow_with_what_passed_through():
             seq=seq, group_id=b"%d" % seq, publisher="p", dataset="d", size_bytes=1, born_s=0, expires_s=1e9, hops=0
         )
         index.admit(entry)
-        index.count_use(entry)
-    lengths = [len(getattr(index, name)) for name in ("_order", "_by_expiry", "_by_use")]
+    lengths = [len(getattr(index, name)) for name in ("_order", "_by_expiry")]
     assert max(lengths) < 300
 
 
@@ -189,9 +183,8 @@ class _Model:
 
     def __init__(self):
         self.now = 0.0
-        self.held = []  # [seq, group, expires, uses, state]
+        self.held = []  # [seq, group, expires, state]
         self.seen = {}  # id -> forget time
-        self.rounds = {}  # id -> rounds used
         self.seq = 0
 
     def leave(self, item):
@@ -203,7 +196,6 @@ class _Model:
             self.leave(item)
         for group_id in [group_id for group_id, forget in self.seen.items() if forget <= self.now]:
             del self.seen[group_id]
-            self.rounds.pop(group_id, None)
 
     def put(self, group):
         if group.group_id in self.seen or any(item[1].group_id == group.group_id for item in self.held):
@@ -211,14 +203,14 @@ class _Model:
         if group.age_s >= group.ttl_s or group.size_bytes > self.cap_bytes:
             return PublishOutcome.REJECTED
         self.seq += 1
-        self.held.append([self.seq, group, self.now - group.age_s + group.ttl_s, 0, GroupState.UNVERIFIED])
+        self.held.append([self.seq, group, self.now - group.age_s + group.ttl_s, GroupState.UNVERIFIED])
         while True:
             own = [item for item in self.held if item[1].publisher == group.publisher]
             if len(own) <= self.cap_groups and sum(item[1].size_bytes for item in own) <= self.cap_bytes:
                 break
             self.leave(own[0])
         while len(self.held) > self.max_groups or sum(item[1].size_bytes for item in self.held) > self.max_bytes:
-            self.leave(min(self.held, key=lambda item: (-item[3], item[0])))
+            self.leave(self.held[0])
         return PublishOutcome.ACCEPTED
 
 
@@ -265,17 +257,6 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def jump(self, jump_s):
         self.time.wall_s += jump_s
 
-    @rule(which=st.integers(0, 7), round=st.integers(0, 5))
-    def use(self, which, round):
-        self.model.sweep()
-        item = self.model.held[which % len(self.model.held)] if self.model.held else None
-        group_id = item[1].group_id if item else b"?"
-        self.store.count_uses([group_id], node_id="n", round=round)
-        if item:
-            rounds = self.model.rounds.setdefault(group_id, set())
-            rounds.add(round)
-            item[3] = len(rounds)
-
     @rule(which=st.integers(0, 7), state=st.sampled_from(GroupState))
     def mark(self, which, state):
         self.model.sweep()
@@ -283,7 +264,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
             return
         item = self.model.held[which % len(self.model.held)]
         self.store.mark([item[1].group_id], state)
-        item[4] = state
+        item[3] = state
         if state is GroupState.REJECTED:
             self.model.leave(item)
 
@@ -300,8 +281,8 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def same_content(self):
         live = [item for item in self.model.held if item[2] > self.model.now]
         stored = self.store.after(0, 99)
-        assert [(item.seq, item.group_id, item.uses, item.state) for item in stored] == [
-            (seq, group.group_id, uses, state) for seq, group, _, uses, state in live
+        assert [(item.seq, item.group_id, item.state) for item in stored] == [
+            (seq, group.group_id, state) for seq, group, _, state in live
         ]
         assert [item.signed.envelope for item in stored] == [item[1].envelope for item in live]
         assert self.store.last_seq == self.model.seq
