@@ -4,10 +4,10 @@ r"""A swarm of three hosts that have nothing in common but the tasks: other mode
 
 starts all of `HOSTS`, each in a process of its own, joined over the loopback network. One of them alone:
 
-    python -m sapo_jax.main --config=configs/swarm_example.py:llama_small --workdir=runs/llama_small
+    python -m sapo_jax.main --config=configs/swarm_example.py:llama_tiny --workdir=runs/llama_tiny
 
-Hosts: `smollm2`, one node of SmolLM2-135M-Instruct (49,152 learned tokens); `llama_small` and
-`qwen_large`, one node each of 0.9M and 5M parameters from random weights, which read and write bytes.
+Hosts: `smollm2`, one node of SmolLM2-135M-Instruct (49,152 learned tokens); `llama_tiny` and
+`qwen_small`, one node each of 0.1M and 0.9M parameters from random weights, which read and write bytes.
 
 Hardware: two CPU cores and 8 GiB of memory. Duration: about 15 minutes; the small hosts play many
 rounds while the large one plays few, since nobody waits for anybody.
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from sapo_jax import presets
 from sapo_jax.config import ConfigError, default_config_dict
 
-HOSTS = ("smollm2", "llama_small", "qwen_large")  # the variants that launch_swarm.py starts
+HOSTS = ("smollm2", "llama_tiny", "qwen_small")  # the variants that launch_swarm.py starts
 
 
 def get_config(arg: str = HOSTS[0]) -> ConfigDict:
@@ -73,22 +73,24 @@ def _set_smollm2(config: Any) -> None:
 
 
 def _set_from_scratch(config: Any, arg: str) -> None:
-    config.rounds = 200
+    config.rounds = 120
     config.model.compute_dtype = "float32"
     config.text.system_prompt = ""
     config.tasks.shots = 0
     config.sampling.prompt_buckets = (128,)
     config.sampling.max_new_tokens = 24  # bytes
-    config.sharing.max_age_rounds = 60
+    config.sharing.max_age_rounds = 40
     config.learner.learning_rate = 1e-4
-    config.cold_start.steps = 150
+    config.cold_start.steps = 80
+    config.cold_start.batch_rows = 16
     config.cold_start.true_frac = 0.2
-    config.eval.every_rounds = 50
-    config.checkpoint.every_rounds = 50
+    config.eval.every_rounds = 60
+    config.eval.questions_per_call = 12
+    config.checkpoint.every_rounds = 60
     init = config.model.init
-    if arg == "llama_small":
+    if arg == "llama_tiny":
         config.model.source = "init:llama"
-        init.width, init.mlp_width, init.layers, init.heads, init.kv_heads, init.head_size = 128, 384, 4, 4, 2, 32
+        init.width, init.mlp_width, init.layers, init.heads, init.kv_heads, init.head_size = 64, 192, 2, 4, 2, 16
     else:
         config.model.source = "init:qwen3"
-        init.width, init.mlp_width, init.layers, init.heads, init.kv_heads, init.head_size = 256, 768, 6, 8, 4, 32
+        init.width, init.mlp_width, init.layers, init.heads, init.kv_heads, init.head_size = 128, 384, 4, 4, 2, 32

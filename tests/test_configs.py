@@ -42,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 ROOT = Path(__file__).parents[1]
 FILES = tuple(path.stem for path in sorted((ROOT / "configs").glob("*.py")))
-SWARMS = {"swarm_example": ("smollm2", "llama_small", "qwen_large")}  # files whose variants are hosts
+SWARMS = {"swarm_example": ("smollm2", "llama_tiny", "qwen_small")}  # files whose variants are hosts
 STUDIES = tuple(name for name in FILES if name not in SWARMS)
 CONFIGS = (*STUDIES, *(f"{name}:{host}" for name, hosts in SWARMS.items() for host in hosts))
 VARIANTS = ("", "8_0", "6_2", "4_4", "2_6")
@@ -160,7 +160,7 @@ def test_a_swarm_says_which_hosts_it_has():
         assert f"HOSTS = {hosts!r}".replace("'", '"') in (ROOT / "configs" / f"{name}.py").read_text()
     # Hosts can verify each other's groups only if they have the same specialties.
     assert len({config_of(name).tasks.specialties for name in CONFIGS if name.startswith("swarm_example")}) == 1
-    with pytest.raises(ConfigError, match="must be one of smollm2, llama_small, qwen_large"):
+    with pytest.raises(ConfigError, match="must be one of smollm2, llama_tiny, qwen_small"):
         runpy.run_path(str(ROOT / "configs" / "swarm_example.py"))["get_config"]("4_4")
 
 

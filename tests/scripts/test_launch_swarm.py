@@ -33,8 +33,8 @@ def test_a_file_with_hosts_stands_for_all_of_them(launch_swarm, tmp_path: Path) 
     hosts = launch_swarm.plan(f"{example},{tiny}:4_4,{tiny}:4_4,{tiny}", tmp_path)
     assert [(host.name, host.config) for host in hosts] == [
         ("smollm2", f"{example}:smollm2"),
-        ("llama_small", f"{example}:llama_small"),
-        ("qwen_large", f"{example}:qwen_large"),
+        ("llama_tiny", f"{example}:llama_tiny"),
+        ("qwen_small", f"{example}:qwen_small"),
         ("4_4", f"{tiny}:4_4"),
         ("4_4-2", f"{tiny}:4_4"),
         ("tiny", tiny),
