@@ -9,7 +9,7 @@ starts all of `HOSTS`, each in a process of its own, joined over the loopback ne
 Hosts: `smollm2`, one node of SmolLM2-135M-Instruct (49,152 learned tokens); `llama_tiny` and
 `qwen_small`, one node each of 0.1M and 0.9M parameters from random weights, which read and write bytes.
 
-Hardware: two CPU cores and 8 GiB of memory. Duration: about 15 minutes; the small hosts play many
+Hardware: two CPU cores and 8 GiB of memory. Duration: about six minutes; the small hosts play many
 rounds while the large one plays few, since nobody waits for anybody.
 What to expect: the small hosts get the answer format and a little knowledge from a cold start, so
 all three have something to give. Each host's table at the end says from whom its external groups
