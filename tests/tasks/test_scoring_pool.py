@@ -421,7 +421,7 @@ def test_an_interrupted_call_leaves_no_answers_behind(monkeypatch: pytest.Monkey
             patch.setattr("sapo_jax.tasks.scoring_pool._wait", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.verify(honest(1))
-        assert pool.kills == 1
+        assert pool.kills <= 1  # none if the answer was faster than the interruption
         assert reasons(pool.verify(honest(1))) == [None]
 
 
