@@ -25,6 +25,8 @@ from tensorboardX.summary import scalar
 
 from sapo_jax.workdir import replace_file
 
+FROM = "groups/from/"  # begins the names of the counts of external rollouts by who made them
+
 _RESERVED = ("round", "node")
 _FLUSH_EVERY_S = 10.0  # how far TensorBoard may lag behind
 

@@ -16,6 +16,7 @@ import numpy as np
 from sapo_jax.config import SapoConfig
 from sapo_jax.host import Host, SampledRow
 from sapo_jax.learner.batching import TrainingGroup, build_batch, prompt_bucket
+from sapo_jax.metrics import FROM
 from sapo_jax.prompting import Prompter
 from sapo_jax.seeding import generator, hash_seed
 from sapo_jax.swarm.exchange import Exchange
@@ -215,7 +216,7 @@ class Node:
             stopped = [completion.finish_reason is FinishReason.STOP for completion in completions]
             metrics["reward/own_stopped_frac"] = float(np.mean(stopped))
         for publisher, count in Counter(scored.rollout.node_id for scored in external).items():
-            metrics[f"groups/from/{short_name(publisher)}"] = float(count)
+            metrics[f"{FROM}{short_name(publisher)}"] = float(count)
         if train_scores:
             metrics["reward/train_mean"] = float(np.mean(train_scores))
         for reason, count in self._pool.evicted.items():

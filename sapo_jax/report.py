@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sapo_jax.config import SapoConfig
 from sapo_jax.figures import FIGURES, PASS_AT_1, History, build_history, specialty_metrics
-from sapo_jax.metrics import read_metrics
+from sapo_jax.metrics import FROM, read_metrics
 from sapo_jax.workdir import (
     METRICS_FILE,
     REPORT,
@@ -29,8 +29,6 @@ from sapo_jax.workdir import (
 )
 
 PAGE_FILE = "index.html"
-
-FROM = "groups/from/"  # begins the names of the counts by publisher
 
 # Held-out numbers of the summary: metric and label.
 _HELD_OUT = (

@@ -20,7 +20,7 @@ from sapo_jax.cold_start import cold_start
 from sapo_jax.config import SapoConfig
 from sapo_jax.evaluation import Evaluation, calls_needed, evaluate, evaluation_metrics, gain_metrics, questions_per_call
 from sapo_jax.member import Member
-from sapo_jax.metrics import CompositeTracker, JsonlTracker, TensorBoardTracker, Tracker
+from sapo_jax.metrics import FROM, CompositeTracker, JsonlTracker, TensorBoardTracker, Tracker
 from sapo_jax.node import Metrics, play_round
 from sapo_jax.progress import Progress, Stage
 from sapo_jax.report import write_report
@@ -38,7 +38,7 @@ _TOTALS = (
     "tokens/trained",
     "groups/rejected",
     "groups/evicted",
-    "groups/from/",
+    FROM,
     "tasks/skipped",
 )
 

@@ -29,14 +29,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from sapo_jax.metrics import MetricsError, Record, read_metrics
+from sapo_jax.metrics import FROM, MetricsError, Record, read_metrics
 from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
 from sapo_jax.workdir import METRICS_FILE, REPORT
 
 ROOT = Path(__file__).resolve().parents[1]
 STOP_TIMEOUT_S = 300.0  # a round of a large model takes long on a small machine
 REFRESH_S = 1.0
-FROM = "groups/from/"
 
 
 @dataclass(kw_only=True, slots=True)

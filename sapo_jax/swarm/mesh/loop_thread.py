@@ -20,11 +20,6 @@ class LoopThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    @property
-    def is_running(self) -> bool:
-        """Whether `stop` has not been called."""
-        return not self._loop.is_closed()
-
     def run(self, coroutine: Coroutine[Any, Any, _T], timeout_s: float | None = None) -> _T:
         """Runs a coroutine on the loop and returns its result, for another thread to wait for.
 

@@ -89,10 +89,6 @@ class Mesh:
         """Makes the next push happen now; call it on the loop."""
         self._push_now.set()
 
-    def nudge_dial(self) -> None:
-        """Makes the next look at whom to dial happen now; call it on the loop."""
-        self._dial_now.set()
-
     async def dial_once(self) -> None:
         """Dials whoever is due, all at the same time, and lets go of peers with low scores."""
         self._book.drop_unwanted()
