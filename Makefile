@@ -3,17 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FAULTS_ARGS ?=
 
 BIN := $(VENV)/bin
 # Bytecode is written when a module is first imported, which is less work than compiling all of it now.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints.txt
 DEPENDENCY_FILES := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test faults lint bench clean
 
 help:
 	@echo "make demo    train a small swarm of SmolLM2-135M and show what it learned (minutes)"
 	@echo "make test    run the default tests; PYTEST_ARGS='-m slow' runs the long ones"
+	@echo "make faults  measure what the swarm withstands (about an hour); FAULTS_ARGS goes to python -m scripts.faults"
 	@echo "make lint    check style, format and types"
 	@echo "make bench   time a round; BENCH_ARGS goes to scripts/bench_round.py"
 	@echo "make clean   remove the environment and all caches; runs/ stays"
@@ -24,6 +26,9 @@ demo: $(VENV)/.installed-run
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+faults: $(VENV)/.installed-run
+	$(BIN)/python -m scripts.faults $(FAULTS_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
