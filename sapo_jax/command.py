@@ -19,13 +19,13 @@ from sapo_jax.models.package_weights import cache_folder
 from sapo_jax.models.weight_table import ModelFilesError
 from sapo_jax.swarm.calls.server_metrics import MetricsAddressError
 from sapo_jax.swarm.mesh.joining import SWARM_FAILURES, SWARM_USAGE_ERRORS
-from sapo_jax.tasks.catalog import CatalogError
 from sapo_jax.tasks.examples import ExamplesError
 from sapo_jax.tasks.held_out import HeldOutError
 from sapo_jax.tasks.scorers import RefusedDatasetError
-from sapo_jax.tasks.scoring_pool import ScorerStartError
+from sapo_jax.tasks.specialty import CatalogError
 from sapo_jax.tasks.stream import StreamError
 from sapo_jax.tasks.system_prompts import SystemPromptError
+from sapo_jax.tasks.worker_supply import ScorerStartError
 from sapo_jax.text.encode import PromptTooLongError
 from sapo_jax.text.tokenizer import TokenizerError
 from sapo_jax.workdir import WorkdirError

@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 MAX_GROUP_SIZE = 64  # completions of one rollout, own or external
+MAX_BUCKETS = 8  # padded prompt lengths of one run
 
 
 class ConfigError(ValueError):
@@ -140,6 +141,8 @@ class SamplingConfig:
         _require(self.max_new_tokens >= 1, "sampling.max_new_tokens", self.max_new_tokens, "must be at least 1")
         buckets = self.prompt_buckets
         _require(len(buckets) >= 1, "sampling.prompt_buckets", buckets, "must hold at least one length")
+        # Each is a compilation of sampler and update, and the texts of others decide which are met.
+        _require(len(buckets) <= MAX_BUCKETS, "sampling.prompt_buckets", buckets, f"must hold at most {MAX_BUCKETS}")
         _require(
             buckets[0] >= 1 and all(a < b for a, b in zip(buckets, buckets[1:], strict=False)),
             "sampling.prompt_buckets",

@@ -27,11 +27,13 @@ from sapo_jax.swarm.mesh.network_host import HostLimits, NetworkHost
 from sapo_jax.swarm.sealing import Sealer
 from sapo_jax.swarm.wire.errors import WireError
 from sapo_jax.swarm.wire.identity import Identity
-from sapo_jax.swarm.wire.messages import GeneratorInfo, NodeInfo, SampleRequest
-from sapo_jax.tasks.catalog import CATALOGS, CatalogError, Specialty, library_version, resolve
+from sapo_jax.swarm.wire.requests import NodeInfo, SampleRequest
+from sapo_jax.swarm.wire.signed_content import GeneratorInfo
+from sapo_jax.tasks.catalog import CATALOGS, resolve
 from sapo_jax.tasks.held_out import is_held_out
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.source import GenerationError, UnknownTaskError
+from sapo_jax.tasks.specialty import CatalogError, Specialty, library_version
 from sapo_jax.types import Completion, FinishReason, Rollout, Task, TaskRef
 
 _OPTIONS = flags.FlagValues()

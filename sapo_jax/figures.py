@@ -7,7 +7,8 @@ not log is left out of the figure, and a figure without data is None.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ _MEAN_COLOR = "#111111"
 _MOST_LISTED_NODES = 8  # more are drawn in gray and not listed in the legend
 _PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g}%")
 _SMOOTH_FROM_ROUNDS = 60  # from here on a running mean is drawn over the raw values
+_MOST_POINTS = 1500  # of one line; a picture has fewer pixels across
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,27 +54,40 @@ class History:
         return self.curves.get(name, {}).get(node)
 
 
-def build_history(records: Sequence[Record]) -> History:
-    """Returns the curves in `records`; of two values for one round, node and metric the later counts."""
-    raw: dict[str, dict[int | None, dict[int, float]]] = {}
+def build_history(records: Iterable[Record]) -> History:
+    """Returns the curves in `records`; of two values for one round, node and metric the later counts.
+
+    Keeps two numbers a value while it reads, so that the report of a run of many thousand rounds stays small.
+    """
+    raw: dict[str, dict[int | None, tuple[array[int], array[float]]]] = {}
+    nodes: set[int] = set()
     for record in records:
+        if record.node is not None:
+            nodes.add(record.node)
         for name, value in record.metrics.items():
             if math.isfinite(value):
-                raw.setdefault(name, {}).setdefault(record.node, {})[record.round] = value
-    for per_node in raw.values():
+                rounds, values = raw.setdefault(name, {}).setdefault(record.node, (array("q"), array("d")))
+                rounds.append(record.round)
+                values.append(value)
+    curves: dict[str, dict[int | None, Curve]] = {}
+    for name, per_node in raw.items():
+        curves[name] = {node: _curve(*columns) for node, columns in per_node.items()}
         if None not in per_node:
-            rounds = sorted({round for values in per_node.values() for round in values})
-            per_node[None] = {r: float(np.mean([v[r] for v in per_node.values() if r in v])) for r in rounds}
-    nodes = {record.node for record in records if record.node is not None}
-    return History(
-        nodes=tuple(sorted(nodes)),
-        curves={name: {node: _curve(values) for node, values in per_node.items()} for name, per_node in raw.items()},
-    )
+            curves[name][None] = _mean(list(curves[name].values()))
+    return History(nodes=tuple(sorted(nodes)), curves=curves)
 
 
-def _curve(values: Mapping[int, float]) -> Curve:
-    rounds = sorted(values)
-    return Curve(rounds=np.array(rounds, np.int64), values=np.array([values[r] for r in rounds], np.float64))
+def _curve(rounds: array[int], values: array[float]) -> Curve:
+    """Returns the values in order of their rounds, the last one of each."""
+    known, from_the_end = np.unique(np.array(rounds, np.int64)[::-1], return_index=True)
+    return Curve(rounds=known, values=np.array(values, np.float64)[::-1][from_the_end])
+
+
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """Returns the mean of the curves that have a value, round by round."""
+    known, places = np.unique(np.concatenate([curve.rounds for curve in curves]), return_inverse=True)
+    values = np.concatenate([curve.values for curve in curves])
+    return Curve(rounds=known, values=np.bincount(places, values) / np.bincount(places))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,9 +265,12 @@ def _plot(axes: Axes, curve: Curve, color: str, label: str | None, *, width: flo
             markersize=3.5,
         )
         return
+    # Smoothed first: what is left out is finer than a pixel.
+    shown = np.unique(np.linspace(0, count - 1, min(count, _MOST_POINTS)).round().astype(np.int64))
+    rounds, means = curve.rounds[shown], _running_mean(curve.values)[shown]
     if not is_thin:
-        axes.plot(curve.rounds, curve.values, color=color, linewidth=0.7, alpha=0.25)
-    axes.plot(curve.rounds, _running_mean(curve.values), color=color, linewidth=width, alpha=alpha, label=label)
+        axes.plot(rounds, curve.values[shown], color=color, linewidth=0.7, alpha=0.25)
+    axes.plot(rounds, means, color=color, linewidth=width, alpha=alpha, label=label)
 
 
 def _reach(count: int) -> int:

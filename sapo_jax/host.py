@@ -8,7 +8,7 @@ exchange are unknown here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,10 +70,13 @@ class Host:
         )
         self._learning = learning
         self._optimizer = optimizer_for(config.learner, config.rounds) if learning else no_optimizer()
+        # States stay laid out as they begin, and as a checkpoint brings them back: another layout that means the
+        # same would be another program to the compilation cache, and a resumed run would compile all over again.
+        layout = self._layout()
         self._sampler = jax.jit(self._sample, static_argnames=("group_size",))
-        self._updater = jax.jit(self._update, donate_argnums=0)
-        self._supervisor = jax.jit(self._supervise, donate_argnums=0)
-        self._restart = self._compile_restart()
+        self._updater = jax.jit(self._update, donate_argnums=0, out_shardings=(layout, None))
+        self._supervisor = jax.jit(self._supervise, donate_argnums=0, out_shardings=layout)
+        self._restart = jax.jit(self._fresh, out_shardings=layout[1:])
         self._references: list[Params] | None = None
         self._states: list[TrainState] = []
         for _ in range(config.nodes // nodes_per_program):
@@ -237,18 +240,18 @@ class Host:
         # A copy in any case: updates donate these arrays, and programs must not share the source's memory.
         return jax.device_put(stacked, shardings, may_alias=False)
 
-    def _compile_restart(self) -> Callable[[Params], tuple[Any, jax.Array]]:
-        """Returns the function from one program's parameters to fresh optimizer states and update counts."""
+    def _fresh(self, params: Params) -> tuple[Any, jax.Array]:
+        """Returns fresh optimizer states and update counts for one program's parameters."""
+        return over_nodes(partial(init_state, optimizer=self._optimizer))(params)[1:]
 
-        def restart(params: Params) -> tuple[Any, jax.Array]:
-            return over_nodes(partial(init_state, optimizer=self._optimizer))(params)[1:]
-
+    def _layout(self) -> TrainState:
+        """Returns the sharding of every array in one program's state."""
         shardings = sharding.param_shardings(self.model, self._mesh)
         stacked = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((self._per_program, *x.shape), x.dtype), abstract_params(self.model)
         )
-        layout = sharding.like_params(jax.eval_shape(restart, stacked), shardings, self._mesh)
-        return jax.jit(restart, out_shardings=layout)
+        rest = sharding.like_params(jax.eval_shape(self._fresh, stacked), shardings, self._mesh)
+        return TrainState(shardings, *rest)
 
 
 def _rows(samples: Samples) -> list[list[list[SampledRow]]]:

@@ -28,6 +28,13 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run: config, metrics, checkpoints, report.", flag_values=_OPTIONS
 )
+_LEAST_ROUND_S = flags.DEFINE_float(
+    "least_round_s",
+    0.0,
+    "Seconds that a round takes at least; the rest of it is left to others on this machine.",
+    lower_bound=0.0,
+    flag_values=_OPTIONS,
+)
 _SWARM = SwarmFlags(_OPTIONS)
 flags.mark_flags_as_required(["config", "workdir"], flag_values=_OPTIONS)
 
@@ -39,7 +46,7 @@ def main() -> None:
     with open_workdir(_WORKDIR.value or "", config) as workdir, Progress(config.rounds) as progress:
         request = _SWARM.request(workdir.path)
         with StopRequest(progress.print) as stop, Training(config, workdir, progress, stop, request) as training:
-            done = training.run()
+            done = training.run(least_round_s=_LEAST_ROUND_S.value or 0.0)
         if not workdir.metrics_path.is_file():
             progress.print(f"{workdir.path}: stopped before the first evaluation; the same command begins again")
             return

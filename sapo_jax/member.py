@@ -10,9 +10,9 @@ from sapo_jax.swarm.mesh.host_status import headline
 from sapo_jax.swarm.network_exchange import NetworkHub
 from sapo_jax.swarm.verifying import Verify
 from sapo_jax.swarm.wire.addresses import split_address
-from sapo_jax.swarm.wire.messages import GeneratorInfo
+from sapo_jax.swarm.wire.signed_content import GeneratorInfo
 from sapo_jax.swarm_flags import SwarmRequest
-from sapo_jax.tasks.catalog import library_version
+from sapo_jax.tasks.specialty import library_version
 
 
 class Member:
@@ -72,7 +72,7 @@ class Member:
             if request.metrics:
                 page = self.hub.host.metrics.serve(*split_address(request.metrics))
                 opened.callback(page.close)
-            self._invite = joining.write_invite(self.hub.host.addresses)
+            self._invitation = joining.invitation(self.hub.host.addresses)
             self._opened = opened.pop_all()
         self._told = ""
 
@@ -81,9 +81,7 @@ class Member:
         addresses = self.hub.host.addresses
         if not addresses:
             return f"member of swarm {self.hub.host.swarm_id}, dialing out only"
-        line = f"member of swarm {self.hub.host.swarm_id}, listening at {', '.join(addresses)}"
-        how = "--insecure_loopback" if self._invite is None else f"--invite={self._invite}"
-        return f"{line}; others join with --join={addresses[0]} {how}"
+        return f"member of swarm {self.hub.host.swarm_id}, listening at {', '.join(addresses)}; {self._invitation}"
 
     def news(self) -> str | None:
         """Returns one line on the state of the swarm if it has changed since the last call."""

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,27 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Protocol, SupportsFloat
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar
-
 from sapo_jax.workdir import replace_file
+
+
+@contextlib.contextmanager
+def _as_if_not_installed(name: str) -> Iterator[None]:
+    """Lets what is imported inside the block do without a library, unless that is loaded already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+# Where torch is installed, tensorboardX loads it, for tensors that it is never given here: seconds of every start.
+with _as_if_not_installed("torch"):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.summary import scalar
 
 FROM = "groups/from/"  # begins the names of the counts of external rollouts by who made them
 
@@ -54,19 +71,6 @@ class Tracker(Protocol):
     def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None: ...
 
     def close(self) -> None: ...
-
-
-class MemoryTracker:
-    """Keeps every record in `records`."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None:
-        self.records.append(_record(round, node, metrics))
-
-    def close(self) -> None:
-        pass
 
 
 class JsonlTracker:
@@ -183,9 +187,15 @@ def read_metrics(path: str | Path) -> list[Record]:
         MetricsError: another line is not one of ours.
         OSError: the file cannot be read.
     """
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
-    complete = text.split("\n")[:-1]  # what follows the last line break is empty, or was cut
-    return [_parse(line, path, number) for number, line in enumerate(complete, start=1) if line.strip()]
+    return list(stream_metrics(path))
+
+
+def stream_metrics(path: str | Path) -> Iterator[Record]:
+    """Yields what `read_metrics` returns, one record at a time; a long run has hundreds of megabytes of them."""
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith("\n") and line.strip():
+                yield _parse(line, path, number)
 
 
 def _record(round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> Record:

@@ -49,7 +49,7 @@ def play_round(nodes: Sequence[Node], host: Host, round: int) -> list[Metrics]:
     learned = update(nodes, host, training)
     clock.lap("time/update_s")
     return [
-        node.round_metrics(rollouts, chosen, round) | metrics | clock.metrics()
+        node.round_metrics(rollouts, chosen) | metrics | clock.metrics()
         for node, rollouts, chosen, metrics in zip(nodes, own, training, learned, strict=True)
     ]
 
@@ -199,7 +199,7 @@ class Node:
             for scored in training
         ]
 
-    def round_metrics(self, own: Sequence[ScoredRollout], training: Sequence[ScoredRollout], round: int) -> Metrics:
+    def round_metrics(self, own: Sequence[ScoredRollout], training: Sequence[ScoredRollout]) -> Metrics:
         """Returns what this round did on the host, and forgets its counts."""
         own_scores = [score for scored in own for score in scored.scores]
         train_scores = [score for scored in training for score in scored.scores]

@@ -18,7 +18,7 @@ import sapo_jax
 from sapo_jax.command_line import run_main
 from sapo_jax.signals import StopRequest
 from sapo_jax.swarm.calls.server_metrics import MetricsAddressError
-from sapo_jax.swarm.mesh.admin import AdminServer
+from sapo_jax.swarm.mesh.admin_server import AdminServer
 from sapo_jax.swarm.mesh.host_status import HostStatus, headline, status_of
 from sapo_jax.swarm.mesh.joining import SWARM_FAILURES, SWARM_USAGE_ERRORS
 from sapo_jax.swarm.mesh.network_host import NetworkHost
@@ -56,10 +56,9 @@ def main() -> None:
         admin = AdminServer(joining.directory, status=lambda: _status(host), drain=asked.set, scores=host.scores)
         host.loop().run(admin.start())
         opened.callback(lambda: host.loop().run(admin.stop()))
-        invite = joining.write_invite(host.addresses)
+        how = joining.invitation(host.addresses)  # whoever reads the first line finds the invite
         print(f"relaying for swarm {joining.swarm_id} at {', '.join(host.addresses)}", flush=True)
-        if invite is not None:
-            print(f"others join with --join={host.addresses[0]} --invite={invite}", flush=True)
+        print(how, flush=True)
         with StopRequest(lambda _: print("stopping", flush=True)) as stop:
             _watch(host, asked, stop)
 

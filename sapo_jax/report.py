@@ -8,6 +8,7 @@ foreign groups even where nothing is learned; the held-out numbers decide.
 from __future__ import annotations
 
 import base64
+import gc
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sapo_jax.config import SapoConfig
 from sapo_jax.figures import FIGURES, PASS_AT_1, History, build_history, specialty_metrics
-from sapo_jax.metrics import FROM, read_metrics
+from sapo_jax.metrics import FROM, stream_metrics
 from sapo_jax.workdir import (
     METRICS_FILE,
     REPORT,
@@ -66,7 +67,7 @@ def write_report(workdir: str | Path) -> list[Path]:
     record = read_record(root)
     if not (root / METRICS_FILE).is_file():
         raise WorkdirError(f"workdir {root}: no {METRICS_FILE}, so nothing to report yet")
-    history = build_history(read_metrics(root / METRICS_FILE))
+    history = build_history(stream_metrics(root / METRICS_FILE))
     directory = root / REPORT
     directory.mkdir(exist_ok=True)
     pictures = []
@@ -82,6 +83,8 @@ def write_report(workdir: str | Path) -> list[Path]:
         pictures.append(path)
     page = directory / PAGE_FILE
     replace_file(page, _page(root.resolve().name, record, history, pictures))
+    # Figures refer to themselves in circles. Left to chance, a training process holds several reports' of them.
+    gc.collect()
     return [*pictures, page]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from sapo_jax.command_line import run_main
-from sapo_jax.swarm.mesh.admin import AdminClient
+from sapo_jax.swarm.mesh.admin_client import AdminClient
 from sapo_jax.swarm.mesh.host_status import HostStatus, PeerFigures, headline
 from sapo_jax.swarm.mesh.joining import SWARM_DIRECTORY, SWARM_FAILURES, SWARM_USAGE_ERRORS
 from sapo_jax.swarm.wire.identity import alias_of

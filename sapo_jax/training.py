@@ -7,6 +7,7 @@ is `node.py`'s business; when things happen is decided here.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,13 @@ from sapo_jax.progress import Progress, Stage
 from sapo_jax.report import write_report
 from sapo_jax.signals import Stopped, StopRequest
 from sapo_jax.swarm.exchange import Hub
+from sapo_jax.swarm.selection import FAIR_RULES
 from sapo_jax.swarm_flags import SwarmRequest
 from sapo_jax.tasks.verifier import EXTERNAL_LANE, OWN_LANE
 from sapo_jax.workdir import Workdir
 
 EVALUATIONS = "evaluations"  # directory of per-question results, one file per evaluated round
+REST_S = 0.2  # between two looks at whether to stop, in a pause between rounds
 
 # Beginnings of the names of metrics that add up over nodes; the others are averaged.
 _TOTALS = (
@@ -68,12 +71,15 @@ class Training:
             self._load(opened)
             self._opened = opened.pop_all()
 
-    def run(self) -> int:
+    def run(self, *, least_round_s: float = 0.0) -> int:
         """Plays until `config.rounds` rounds are done or a stop is requested; returns the rounds done.
 
         The state is saved at the end in both cases. A stop lets a round finish and discards an
         evaluation, which the resumed run repeats. The report is brought up to date by every
         evaluation, so that a run that fails later leaves one.
+
+        Args:
+            least_round_s: from the start of a round to that of the next, at least; the process sleeps meanwhile.
         """
         try:
             done = self._resume_or_begin()
@@ -87,12 +93,14 @@ class Training:
             if is_fresh and self._config.cold_start.steps:
                 self._save(done)  # a killed run need not repeat the cold start
             while done < self._config.rounds and not self._stop:
+                began_s = time.monotonic()
                 metrics = play_round(self._nodes, self._host, done + 1)
                 done += 1
                 self._log_round(done, metrics, tracker)
                 self._evaluate_if_due(done, tracker)
                 if self._is_due(done, self._config.checkpoint.every_rounds):
                     self._save(done)
+                self._rest_until(began_s + least_round_s)
             if done or not self._stop:  # the weights a run begins with are no loss
                 with self._progress.stage("saving", announce=False):
                     self._save(done)
@@ -158,6 +166,12 @@ class Training:
             )
         opened.callback(self._member.close)
         self._progress.print(self._member.welcome())
+        sharing = self._config.sharing
+        if sharing.external and sharing.selection not in FAIR_RULES:
+            self._progress.print(
+                f"note: with config.sharing.selection = {sharing.selection!r} whoever publishes much is drawn often; "
+                f"{' or '.join(FAIR_RULES)} gives every publisher the same share"
+            )
         return self._member.hub
 
     def _resume_or_begin(self) -> int:
@@ -224,6 +238,11 @@ class Training:
             self._stop.check()
 
         return advance
+
+    def _rest_until(self, at_s: float) -> None:
+        """Sleeps up to a moment on the monotonic clock, in pieces, so that a stop is noticed."""
+        while not self._stop and (left_s := at_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, REST_S))
 
     def _is_due(self, done: int, every: int) -> bool:
         return every > 0 and done % every == 0

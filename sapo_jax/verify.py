@@ -16,6 +16,7 @@ from rich.text import Text
 
 from sapo_jax.command import UsageError, run_command
 from sapo_jax.tasks.audit import AuditedDataset, ScoredBy, audit
+from sapo_jax.tasks.confinement import can_leave_network
 
 _PIPED_WIDTH = 200  # columns; nothing wraps, so that a line stays a dataset
 
@@ -35,6 +36,8 @@ def main() -> None:
     counts = Counter(dataset.scored_by for dataset in datasets)
     parts = ", ".join(f"{counts[scored_by]} by {scored_by.value}" for scored_by in ScoredBy)
     console.print(Text(f"{len(datasets)} datasets: {parts}"))
+    network = "have no network" if can_leave_network() else "keep the network: this system does not let them leave it"
+    console.print(Text(f"Scorer processes {network}."))
 
 
 def _table(datasets: list[AuditedDataset]) -> Table:

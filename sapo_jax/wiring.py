@@ -19,10 +19,11 @@ from sapo_jax.prompting import Prompter
 from sapo_jax.seeding import hash_seed
 from sapo_jax.swarm.exchange import Hub
 from sapo_jax.swarm.memory_exchange import MemoryHub
-from sapo_jax.tasks.catalog import Specialty, require_reproducible, resolve
+from sapo_jax.tasks.catalog import resolve
 from sapo_jax.tasks.held_out import held_out_tasks
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.scoring_pool import ScoringPool
+from sapo_jax.tasks.specialty import Specialty, require_reproducible
 from sapo_jax.tasks.stream import TaskStream, require_usable
 from sapo_jax.tasks.system_prompts import system_prompt
 from sapo_jax.tasks.verifier import OWN_LANE, Verifier

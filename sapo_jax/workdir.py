@@ -94,10 +94,6 @@ class Workdir:
     def tensorboard_path(self) -> Path:
         return self.path / TENSORBOARD
 
-    @property
-    def report_path(self) -> Path:
-        return self.path / REPORT
-
     def fix_resolved(self, **values: Any) -> None:
         """Records JSON-ready values that hold for the rest of the run.
 
@@ -243,8 +239,8 @@ def _acquire(directory: Path) -> IO[str]:
         lock.close()
         raise WorkdirError(f"workdir {directory}: in use by another process (id {holder})") from err
     lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+    with contextlib.suppress(OSError):  # on a full disk only others would miss who it is
+        os.write(lock.fileno(), str(os.getpid()).encode())
     return lock
 
 

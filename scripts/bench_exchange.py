@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sapo_jax.swarm.calls.grpc_client import ClientPool
+from sapo_jax.swarm.calls.client_pool import ClientPool
 from sapo_jax.swarm.calls.grpc_server import GrpcServer
 from sapo_jax.swarm.calls.quota import QuotaLimits, Quotas
 from sapo_jax.swarm.calls.service import ExchangeService
@@ -38,10 +38,11 @@ from sapo_jax.swarm.calls.trust import Trust, TrustMode, choose_trust
 from sapo_jax.swarm.store.clock import system_clock
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.retention import StoreLimits
-from sapo_jax.swarm.wire.codec import pack_group, seal
+from sapo_jax.swarm.wire.group_codec import pack_group, seal_group
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.swarm.wire.limits import CallLimits
-from sapo_jax.swarm.wire.messages import GeneratorInfo, PublishOutcome, PublishRequest, SignedGroup
+from sapo_jax.swarm.wire.requests import PublishOutcome, PublishRequest
+from sapo_jax.swarm.wire.signed_content import GeneratorInfo, SignedGroup
 from sapo_jax.types import Completion, FinishReason, Rollout, TaskRef
 
 SWARM = "bench"
@@ -69,14 +70,16 @@ class Figures:
     server_cpu_ms_per_group: float
 
 
-def make_groups(count: int, size_bytes: int) -> list[SignedGroup]:
-    """Returns `count` different groups of about `size_bytes`, of several publishers."""
-    identities = [Identity.generate() for _ in range(PUBLISHERS)]
+def make_groups(
+    count: int, size_bytes: int, *, swarm_id: str = SWARM, publishers: int = PUBLISHERS
+) -> list[SignedGroup]:
+    """Returns `count` different groups of about `size_bytes`, of several new publishers."""
+    identities = [Identity.generate() for _ in range(publishers)]
     text = "The answer follows from the rule. " * (1 + size_bytes // (34 * COMPLETIONS))
     text = text[: max(1, (size_bytes - 400) // COMPLETIONS)]
     groups: list[SignedGroup] = []
     for i in range(count):
-        identity = identities[i % PUBLISHERS]
+        identity = identities[i % publishers]
         rollout = Rollout(
             task_ref=TaskRef(dataset="chain_sum", config_digest="ab" * 32, seed=1, index=i),
             node_id=identity.node_id,
@@ -86,13 +89,13 @@ def make_groups(count: int, size_bytes: int) -> list[SignedGroup]:
         )
         payload = pack_group(
             rollout,
-            swarm_id=SWARM,
+            swarm_id=swarm_id,
             sequence=i + 1,
             created_unix_s=time.time(),
             ttl_s=3600.0,
             generator=GeneratorInfo(model_name="bench"),
         )
-        groups.append(SignedGroup(envelope=seal(payload, identity)))
+        groups.append(SignedGroup(envelope=seal_group(payload, identity)))
     return groups
 
 

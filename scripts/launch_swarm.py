@@ -24,18 +24,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sapo_jax.metrics import FROM, MetricsError, Record, read_metrics
 from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
+from sapo_jax.swarm.wire.printable import printable
 from sapo_jax.workdir import METRICS_FILE, REPORT
 
 ROOT = Path(__file__).resolve().parents[1]
 STOP_TIMEOUT_S = 300.0  # a round of a large model takes long on a small machine
 REFRESH_S = 1.0
+MAX_NAME_CHARS = 40
+MAX_LINE_CHARS = 1000  # of a log, and of what is said of one host
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,7 +82,7 @@ class Standing:
 def main(arguments: Sequence[str]) -> int:
     """Runs the swarm until all hosts are done or a signal stops them; returns the exit code."""
     own, rest = _split(arguments)
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = _Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--configs", required=True, help="comma-separated FILE.py[:VARIANT]")
     parser.add_argument("--workdir", required=True, type=Path, help="directory of the swarm")
     options = parser.parse_args(own)
@@ -98,13 +103,14 @@ def main(arguments: Sequence[str]) -> int:
         by = ", ".join(
             f"{count} of {name}" for name, count in sorted(now.publishers.items(), key=lambda pair: -pair[1])
         )
+        line = f"{host.name} trained on {now.external} external groups{f': {by}' if by else ''}"
+        console.print(printable(line, MAX_LINE_CHARS), highlight=False, markup=False)
         console.print(
-            f"{host.name} trained on {now.external} external groups{f': {by}' if by else ''}", highlight=False
+            f"  report: {host.workdir / REPORT / 'index.html'}", highlight=False, markup=False, soft_wrap=True
         )
-        console.print(f"  report: {host.workdir / REPORT / 'index.html'}", highlight=False, soft_wrap=True)
     failed = [host for host in hosts if _has_failed(host, stop)]
     for host in failed:
-        console.print(f"{host.name}: {host.state}; the end of {host.log_path}:", style="red")
+        console.print(f"{host.name}: {host.state}; the end of {host.log_path}:", style="red", markup=False)
         console.print(_tail(host.log_path), markup=False, highlight=False)
     return 1 if failed else 0
 
@@ -120,7 +126,11 @@ def plan(configs: str, workdir: Path) -> list[Host]:
         path, colon, variant = spec.partition(":")
         if not Path(path).is_file():
             raise ValueError(f"--configs: no such file: {path}")
-        for one in [variant] if colon else declared_hosts(Path(path)) or [""]:
+        try:
+            variants = [variant] if colon else declared_hosts(Path(path)) or [""]
+        except (SyntaxError, ValueError, TypeError, OSError) as error:
+            raise ValueError(f"--configs: {path}: its HOSTS cannot be read: {' '.join(str(error).split())}") from error
+        for one in variants:
             stem = one or Path(path).stem
             taken = sum(host.name == stem or host.name.startswith(f"{stem}-") for host in hosts)
             name = f"{stem}-{taken + 1}" if taken else stem
@@ -153,7 +163,8 @@ def start(hosts: Sequence[Host], arguments: Sequence[str], stop: _Stop) -> None:
     # It may have to fetch weights first, so this takes as long as the process lives.
     while not invite.exists() and not stop.requested:
         if first.process is not None and first.process.poll() is not None:
-            raise RuntimeError(f"{first.name} ended before it listened:\n{_tail(first.log_path)}")
+            said = _tail(first.log_path, 1).removeprefix("error: ") or "it said nothing"
+            raise RuntimeError(f"{first.name} ended before it listened: {said} (all of it: {first.log_path})")
         time.sleep(0.1)
     for host in others:
         if not stop.requested:
@@ -194,7 +205,7 @@ def table(hosts: Sequence[Host]) -> Table:
         now = standing(_records(host))
         moved = "" if now.first_pass_at_1 is None else f"{now.first_pass_at_1:.2f} to {now.last_pass_at_1:.2f}"
         shown.add_row(
-            host.name,
+            Text(printable(host.name, MAX_NAME_CHARS)),
             host.state,
             str(now.round),
             "" if now.own_reward is None else f"{now.own_reward:.3f}",
@@ -312,12 +323,22 @@ def _records(host: Host) -> list[Record]:
 
 
 def _tail(path: Path, lines: int = 15) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+    """Returns the last lines of a log; whatever a host has printed, it steers no terminal from here."""
+    if not path.exists():
+        return ""
+    return "\n".join(printable(line, MAX_LINE_CHARS) for line in path.read_text(errors="replace").splitlines()[-lines:])
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())}; --help explains\n")
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import resource
 import shutil
@@ -311,3 +312,16 @@ def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:
         round, arrays, host_state = checkpoints.restore(None, target)
     assert round >= reported and host_state == {"round": round}
     assert set(np.asarray(arrays["a"]).tolist()) == set(np.asarray(arrays["b"]).tolist()) == {round}
+
+
+def test_saving_again_and_again_takes_no_memory_that_stays(tmp_path: Path) -> None:
+    arrays = {f"w{i}": jnp.zeros((2,)) for i in range(16)}
+    held: list[int] = []
+    with Checkpointer(tmp_path, keep_last=2) as checkpointer:
+        for round in range(1, 13):
+            checkpointer.save(round, arrays, {"round": round}, 0.5)
+            if round % 6 == 0:
+                gc.collect()
+                held.append(sum(type(each) is dict for each in gc.get_objects()))
+    # Describing one array of one checkpoint would leave eight behind, and every save looks at all that are kept.
+    assert held[1] - held[0] < 50

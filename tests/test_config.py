@@ -75,6 +75,7 @@ _BAD: list[tuple[dict[str, typing.Any], str]] = [
     ({"sampling.prompt_buckets": (0, 8)}, "sampling.prompt_buckets"),
     ({"sampling.prompt_buckets": (128, 128)}, "sampling.prompt_buckets"),
     ({"sampling.prompt_buckets": (256, 128)}, "sampling.prompt_buckets"),
+    ({"sampling.prompt_buckets": tuple(range(1, 10))}, "sampling.prompt_buckets"),
     ({"sampling.temperature": 0.0}, "sampling.temperature"),
     ({"sampling.top_k": -1}, "sampling.top_k"),
     ({"sampling.top_p": 0.0}, "sampling.top_p"),

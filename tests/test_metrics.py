@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, SupportsFloat, cast
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from sapo_jax import metrics
-from sapo_jax.metrics import CompositeTracker, JsonlTracker, MemoryTracker, Record, TensorBoardTracker, Tracker
+from sapo_jax.metrics import CompositeTracker, JsonlTracker, Record, TensorBoardTracker, Tracker
 
 
 def _log_some(tracker: Tracker, rounds: range) -> None:
@@ -107,7 +108,7 @@ def test_damaged_lines_are_named(tmp_path: Path, line: str) -> None:
 
 
 def test_reserved_names_are_refused(tmp_path: Path) -> None:
-    for tracker in (MemoryTracker(), JsonlTracker(tmp_path / "m.jsonl"), TensorBoardTracker(tmp_path)):
+    for tracker in (JsonlTracker(tmp_path / "m.jsonl"), TensorBoardTracker(tmp_path)):
         with pytest.raises(ValueError, match="'round'"):
             tracker.log(1, None, {"round": 2.0})
         tracker.close()
@@ -159,15 +160,21 @@ def test_a_full_disk_stops_tensorboard_with_one_error_and_closes_every_file(tmp_
 
 
 def test_composite_reaches_all_and_closes_all(tmp_path: Path) -> None:
-    class Failing(MemoryTracker):
+    class Failing:
+        def log(self, round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> None:
+            logged.append(
+                Record(round=round, node=node, metrics={name: float(value) for name, value in metrics.items()})
+            )
+
         def close(self) -> None:
             raise OSError(28, "No space left on device")
 
-    memory, last = MemoryTracker(), JsonlTracker(tmp_path / "m.jsonl")
-    tracker = CompositeTracker([Failing(), memory, last])
+    logged: list[Record] = []
+    last = JsonlTracker(tmp_path / "m.jsonl")
+    tracker = CompositeTracker([Failing(), last])
     _log_some(tracker, range(2))
     with pytest.raises(OSError, match="No space left"):
         tracker.close()
-    assert memory.records == metrics.read_metrics(tmp_path / "m.jsonl")
+    assert logged == metrics.read_metrics(tmp_path / "m.jsonl")
     with pytest.raises(ValueError, match="closed file"):
         last.log(5, None, {"a": 1.0})

@@ -163,7 +163,7 @@ def test_a_loss_and_no_change_are_called_so(tmp_path: Path) -> None:
     assert "a gain of more than two standard errors" in verdict("gain", 0.05)
 
 
-def test_text_from_the_run_is_escaped(tmp_path: Path) -> None:
+def test_t16_text_from_the_run_is_escaped(tmp_path: Path) -> None:
     evil = "<script>alert('&')</script>$x^{"
     config = dataclasses.replace(_CONFIG, tasks=TasksConfig(specialties=(evil,)))
     records = [Record(round=0, node=None, metrics={f"eval/{evil.replace('/', '')}/strict_pass_at_1": 0.5})]

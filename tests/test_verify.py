@@ -10,10 +10,11 @@ from tests.e2e.runs import call
 def test_every_dataset_has_one_line() -> None:
     outcome = call("verify", "--list")
     assert outcome.code == 0 and outcome.err == ""
-    heading, *lines, total = outcome.out.splitlines()
+    heading, *lines, total, network = outcome.out.splitlines()
     assert heading.split() == ["dataset", "allowed", "scored", "by", "rebuilt", "answers", "why"]
     assert [line.split()[0] for line in lines] == sorted(DATASETS)
     assert total.startswith(f"{len(DATASETS)} datasets: ") and "1 by nobody" in total
+    assert network.startswith(("Scorer processes have no network", "Scorer processes keep the network"))
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
     assert rows["gcd"] == "yes library everywhere one runs no text and bounds its work"
     assert rows["n_queens"].startswith("yes own scorer everywhere one the library runs the answer as Python code")

@@ -27,13 +27,14 @@ class _Letter:
 class Inbox:
     """Owns the mailboxes; thread-safe."""
 
-    def __init__(self, node_ids: Sequence[str], *, mailbox_rollouts: int, epoch: str) -> None:
+    def __init__(self, node_ids: Sequence[str], *, mailbox_rollouts: int, epoch: str, opened_seq: int = 0) -> None:
         """Opens one empty mailbox per node, reading from the start of the store.
 
         Args:
             node_ids: the nodes of this host.
             mailbox_rollouts: bound of each mailbox; the oldest rollout gives way.
             epoch: of the store whose places are meant.
+            opened_seq: the last place that the store had when it was opened.
 
         Raises:
             ValueError: a node id appears twice, or the bound is below 1.
@@ -49,6 +50,7 @@ class Inbox:
         self._missed = 0
         self._generation = 0
         self._read_seq = 0
+        self._last_seq = opened_seq  # no place that an earlier process can have read is beyond
         self._reading: set[int] = set()  # read, not yet settled
         # Of what was read before the last restore, only this is still wanted.
         self._resumed_seq = 0
@@ -80,6 +82,7 @@ class Inbox:
             for owed in self._owed.values():  # what has left the store since will never be read
                 owed.difference_update({seq for seq in owed if seq <= read_seq and seq not in self._reading})
             self._read_seq = max(self._read_seq, read_seq)
+            self._last_seq = max(self._last_seq, read_seq)
             return wanted
 
     def settle(self, generation: int, seq: int, scored: ScoredRollout | None) -> None:
@@ -138,6 +141,9 @@ class Inbox:
     def restore_json(self, state: Mapping[str, Any], rebuild_task: RebuildTask) -> None:
         """Replaces everything with what `to_json` wrote; places of another store's epoch are dropped.
 
+        So are places that the store does not have: a machine that loses power may lose its last groups, and
+        their places are then given to others.
+
         Raises:
             CodecError: the state belongs to other nodes, holds more than a mailbox takes, or is damaged;
                 nothing is changed then.
@@ -166,11 +172,12 @@ class Inbox:
             self._generation += 1
             self._reading.clear()
             self._missed = missed
-            self._resumed_seq = read_seq if same_store else 0
+            self._resumed_seq = min(read_seq, self._last_seq) if same_store else 0
             for node_id, mailbox in self._mailboxes.items():
                 mailbox.clear()
                 mailbox.extend(letters[node_id])
-                self._owed[node_id] = owed[node_id] if same_store else set()
+                places = owed[node_id] if same_store else ()
+                self._owed[node_id] = {seq for seq in places if seq <= self._last_seq}
             first_owed = min((seq for places in self._owed.values() for seq in places), default=self._resumed_seq + 1)
             self._read_seq = min(first_owed - 1, self._resumed_seq)
 

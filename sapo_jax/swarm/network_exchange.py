@@ -21,7 +21,7 @@ import sapo_jax
 from sapo_jax.swarm.calls.trust import Trust
 from sapo_jax.swarm.exchange import ExchangeClosedError, RebuildTask, without_local_fields
 from sapo_jax.swarm.inbox import Inbox
-from sapo_jax.swarm.mesh.admin import AdminServer
+from sapo_jax.swarm.mesh.admin_server import AdminServer
 from sapo_jax.swarm.mesh.host_status import HostStatus, NodeFigures, status_of
 from sapo_jax.swarm.mesh.network_host import GivenPeer, HostLimits, NetworkHost
 from sapo_jax.swarm.sealing import Sealer
@@ -31,7 +31,7 @@ from sapo_jax.swarm.store.outbox import OutboxKey
 from sapo_jax.swarm.verifying import Verify, Verifying, VerifyLimits
 from sapo_jax.swarm.wire.errors import WireError
 from sapo_jax.swarm.wire.identity import Identity
-from sapo_jax.swarm.wire.messages import GeneratorInfo, SignedGroup
+from sapo_jax.swarm.wire.signed_content import GeneratorInfo, SignedGroup
 from sapo_jax.types import Rollout, ScoredRollout
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ class NetworkHub:
             own_ids=own_ids,
             catalog_digests=catalog_digests,
             on_stored=self._nudge_verify,
+            backlog=self._verify_backlog,
             limits=limits,
             with_reflection=with_reflection,
             clock=clock,
@@ -134,7 +135,12 @@ class NetworkHub:
             limits=limits.wire,
         )
         try:
-            self._inbox = Inbox(list(self._identities), mailbox_rollouts=mailbox_rollouts, epoch=self.host.store.epoch)
+            self._inbox = Inbox(
+                list(self._identities),
+                mailbox_rollouts=mailbox_rollouts,
+                epoch=self.host.store.epoch,
+                opened_seq=self.host.store.opened_seq,
+            )
             self._verifying = Verifying(
                 self.host.store,
                 self._inbox,
@@ -281,6 +287,9 @@ class NetworkHub:
 
     def _open_stored(self, signed: SignedGroup) -> Rollout:
         return self._sealer.reopen(signed).rollout
+
+    def _verify_backlog(self) -> tuple[int, int]:
+        return (0, 0) if self._verifying is None else self._verifying.backlog()
 
     def _nudge_verify(self) -> None:
         if self._verifying is not None:

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from sapo_jax.swarm.store.outbox import OutboxKey
-from sapo_jax.swarm.wire.codec import pack_group, reopen_group, seal
+from sapo_jax.swarm.wire.group_codec import pack_group, reopen_group, seal_group
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.swarm.wire.limits import DEFAULT_WIRE_LIMITS, WireLimits
-from sapo_jax.swarm.wire.messages import GeneratorInfo, OpenedGroup, SignedGroup
+from sapo_jax.swarm.wire.signed_content import GeneratorInfo, OpenedGroup, SignedGroup
 from sapo_jax.types import Rollout
 
 
@@ -56,7 +56,7 @@ class Sealer:
                 claimed_scores=claimed_scores,
                 limits=self._limits,
             )
-            return self.reopen(SignedGroup(envelope=seal(payload, identity)))
+            return self.reopen(SignedGroup(envelope=seal_group(payload, identity)))
 
         return make
 

@@ -17,12 +17,18 @@ from sapo_jax.types import ScoredRollout
 Rule = Callable[[Sequence[ScoredRollout], int, np.random.Generator], list[ScoredRollout]]
 
 
-def is_informative(scores: Sequence[float]) -> bool:
-    """Returns whether a group with these scores has a non-zero group-relative advantage.
+INFORMATIVE_VARIANCE = 1e-6
 
-    Compares the scores themselves: the mean of equal floats may differ from them in the last bit.
+
+def is_informative(scores: Sequence[float]) -> bool:
+    """Returns whether a group with these scores has a group-relative advantage worth a place in an update.
+
+    The scores' variance decides, with a bound well above rounding: the mean of equal floats may differ
+    from them in the last bit, and dividing by the deviation turns differences of a thousandth into full
+    advantages. What is drawn for training and what is relayed to others follow this one rule.
     """
-    return len(set(scores)) > 1
+    mean = sum(scores) / len(scores)
+    return math.dist(scores, [mean] * len(scores)) ** 2 / len(scores) > INFORMATIVE_VARIANCE
 
 
 def select_local(own: Sequence[ScoredRollout], count: int) -> list[ScoredRollout]:
@@ -120,3 +126,4 @@ RULES: Mapping[str, Rule] = {
     "top_reward": _top_reward,
     "first": _first,
 }
+FAIR_RULES = ("publisher_uniform",)  # draw from every publisher alike, however much it sends

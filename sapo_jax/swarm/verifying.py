@@ -9,31 +9,38 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sapo_jax.swarm.calls.quota import BucketTable
 from sapo_jax.swarm.inbox import Inbox
 from sapo_jax.swarm.mesh.scores import REJECTION_WEIGHTS, Scores
+from sapo_jax.swarm.selection import is_informative
 from sapo_jax.swarm.store.file import StoreError
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.records import StoredGroup
 from sapo_jax.swarm.store.retention import GroupState
 from sapo_jax.swarm.verify_queue import VerifyQueue, WaitingGroup
 from sapo_jax.swarm.wire.errors import WireError
-from sapo_jax.swarm.wire.messages import SignedGroup
+from sapo_jax.swarm.wire.signed_content import SignedGroup
 from sapo_jax.types import Rejection, RejectionReason, Rollout, ScoredRollout
 
 logger = logging.getLogger(__name__)
 
 Verify = Callable[[Sequence[Rollout]], Sequence[ScoredRollout | Rejection]]
 
-INFORMATIVE_VARIANCE = 1e-6
 _READ_GROUPS = 256
 _READ_BYTES = 8 * 2**20
 _IDLE_S = 0.5  # between two looks at the store when nobody says that something came
+_LEAST_WAIT_S = 0.001
 _BURST_S = 8.0  # busy seconds that may be spent at once: two groups that use up their whole budget
+# Publishers of whom no cheap group was verified yet have a small budget of their own, so that many new ones
+# with dear groups cannot keep the others waiting; beyond it they get what the others leave.
+_CHEAP_S = 1.0  # a group that cost less is cheap
+_UNPROVEN_FRAC = 0.25  # of the core share
+_UNPROVEN_BURST_S = 4.0
+_RESERVE_S = 4.0  # what a group may cost at most, left in the budget of the proven before others may use it
 _EXPENSIVE = frozenset({RejectionReason.TIMEOUT, RejectionReason.WORKER_DIED})
 MAX_PUBLISHERS = 4096  # counted apart
 _PAUSE_S = 15.0  # of a publisher whose group used up its budget; twice as long each time
@@ -45,6 +52,7 @@ class VerifyLimits:
 
     core_share: float = 0.25  # of one core, on average
     max_waiting: int = 768
+    max_waiting_bytes: int = 48 * 2**20  # of those groups
 
 
 class Verifying:
@@ -91,8 +99,11 @@ class Verifying:
         self._catalog_digests = frozenset(catalog_digests)
         self._on_informative = on_informative
         self._busy_s = busy_s or clock
-        self._queue = VerifyQueue(max_groups=limits.max_waiting, clock=clock)
-        self._budget = BucketTable(per_s=limits.core_share, burst=_BURST_S, clock=clock)
+        self._queue = VerifyQueue(max_groups=limits.max_waiting, max_bytes=limits.max_waiting_bytes, clock=clock)
+        share = limits.core_share
+        self._budget = BucketTable(per_s=(1 - _UNPROVEN_FRAC) * share, burst=_BURST_S, clock=clock)
+        self._unproven_budget = BucketTable(per_s=_UNPROVEN_FRAC * share, burst=_UNPROVEN_BURST_S, clock=clock)
+        self._proven: OrderedDict[str, None] = OrderedDict()  # publishers whose last group was verified and cheap
         self._generation = -1
         self._timeouts: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -118,8 +129,12 @@ class Verifying:
             self._thread.join(timeout_s)
 
     def backlog(self) -> tuple[int, int]:
-        """Returns how many groups wait, and their bytes."""
-        return len(self._queue), self._queue.size_bytes
+        """Returns how many stored groups are not verified yet, and their bytes; any thread may call.
+
+        The queue gives way by itself; beyond its bounds is what the thread has not come to read.
+        """
+        groups, size_bytes = self._store.size_after(self._inbox.position()[1])
+        return len(self._queue) + groups, self._queue.size_bytes + size_bytes
 
     def counts(self) -> dict[str, int]:
         """Returns verdicts so far: `verified`, `gone` and `rejected_<reason>`."""
@@ -128,14 +143,22 @@ class Verifying:
     def step(self) -> float:
         """Does one piece of work; returns the seconds after which there may be more, 0 for at once."""
         self._read()
-        wait_s = self._budget.wait_s("", 0.0)
-        if wait_s > 0:
-            return wait_s
-        waiting = self._queue.next()
+        wait_s, unproven_wait_s = self._budget.wait_s("", 0.0), self._unproven_budget.wait_s("", 0.0)
+        reserve_wait_s = self._budget.wait_s("", _RESERVE_S)
+        waiting, budget = None, self._budget
+        if unproven_wait_s == 0:
+            waiting = self._queue.next(lambda publisher: wait_s == 0 or publisher not in self._proven)
+            if waiting is not None and waiting.publisher not in self._proven:
+                budget = self._unproven_budget
+        elif wait_s == 0:
+            waiting = self._queue.next(self._proven.__contains__)
+            if waiting is None and reserve_wait_s == 0:
+                waiting = self._queue.next()
         if waiting is None:
-            return _IDLE_S
+            waits_s = [each for each in (wait_s, unproven_wait_s, reserve_wait_s) if each > 0]
+            return max(_LEAST_WAIT_S, min(waits_s, default=_IDLE_S))
         try:
-            self._judge(waiting)
+            self._judge(waiting, budget)
         finally:
             # Also after a failure: nobody waits for this group any more.
             self._inbox.settle(self._generation, waiting.seq, None)
@@ -177,12 +200,11 @@ class Verifying:
             waiting = WaitingGroup(
                 seq=group.seq, group_id=group.group_id, publisher=group.publisher, size_bytes=group.size_bytes
             )
-            dropped = self._queue.add(waiting)
-            if dropped is not None:
+            for dropped in self._queue.add(waiting):
                 self._inbox.miss(generation, dropped.seq)
 
-    def _judge(self, waiting: WaitingGroup) -> None:
-        """Verifies one group and hands the verdict to store, inbox and scores."""
+    def _judge(self, waiting: WaitingGroup, budget: BucketTable) -> None:
+        """Verifies one group, charges `budget` and hands the verdict to store, inbox and scores."""
         found = self._store.get([waiting.group_id])
         if not found or self._scores.is_banned(waiting.publisher):
             self._counts["gone"] += 1
@@ -199,11 +221,16 @@ class Verifying:
         finally:
             busy_s = self._busy_s() - started_s
             self.busy_s += busy_s
-            self._budget.take("", busy_s)
+            budget.take("", busy_s)
             self._queue.charge(waiting.publisher, busy_s)
+            self._proven.pop(waiting.publisher, None)
         if isinstance(verdict, Rejection):
             self._reject(stored, verdict)
             return
+        if busy_s < _CHEAP_S:
+            self._proven[waiting.publisher] = None
+            if len(self._proven) > MAX_PUBLISHERS:
+                self._proven.popitem(last=False)
         self._counts["verified"] += 1
         _count(self.by_publisher, waiting.publisher)
         self._timeouts.pop(waiting.publisher, None)
@@ -235,9 +262,3 @@ def _count(counter: Counter[str], publisher: str) -> None:
     if publisher not in counter and len(counter) >= MAX_PUBLISHERS:
         del counter[min(counter, key=lambda name: counter[name])]
     counter[publisher] += 1
-
-
-def is_informative(scores: Sequence[float]) -> bool:
-    """Returns whether the scores of a group differ enough that some advantage is not zero."""
-    mean = sum(scores) / len(scores)
-    return sum((score - mean) ** 2 for score in scores) / len(scores) > INFORMATIVE_VARIANCE

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from reasoning_gym.factory import DATASETS
 
-from sapo_jax.tasks.catalog import HASH_SEED_DEPENDENT
 from sapo_jax.tasks.scorers import OWN, REFUSED, REPAIRED
+from sapo_jax.tasks.specialty import HASH_SEED_DEPENDENT
 
 # Many answers are right, and the generator offers none of them as the ground truth.
 WITHOUT_GROUND_TRUTH = frozenset({"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"})

@@ -1,77 +1,22 @@
-"""Which specialties exist and how each one is configured: catalogs as data, and their resolution.
+"""The catalogs, as data, and which specialties a run asked for.
 
-A specialty is a ReasoningGym dataset with a configuration. `paper` holds the nine specialties of
-the controlled study (arXiv 2509.08721, section 5) as its published recipe configures them, without
-the recipe's per-dataset seeds. `rg_mini_l0/l1/l2` are the same nine with easier settings for small
-models. `easy` has short questions and answers that a 135M instruct model solves in part.
+`paper` holds the nine specialties of the controlled study (arXiv 2509.08721, section 5) as its
+published recipe configures them, without the recipe's per-dataset seeds. `rg_mini_l0/l1/l2` are the
+same nine with easier settings for small models. `easy` has short questions and answers that a 135M
+instruct model solves in part.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
-import hashlib
-import importlib.metadata
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from reasoning_gym.factory import DATASETS, create_dataset
 
 from sapo_jax.tasks.scorers import RefusedDatasetError, refuse_unsafe
-
-# Items of one dataset object. It belongs to the configuration because some datasets (acre) make
-# other questions when it changes.
-DATASET_SIZE = 500
-
-# Items of these depend on Python's string hashing: other processes rebuild them only with the same
-# PYTHONHASHSEED.
-HASH_SEED_DEPENDENT = frozenset(
-    {
-        "codeio",
-        "intermediate_integration",  # the form of the ground truth
-        "isomorphic_strings",
-        "knight_swap",
-        "polynomial_multiplication",
-        "ransom_note",
-        "word_ladder",
-    }
-)
-
-
-class CatalogError(ValueError):
-    """A catalog or specialty that cannot be used; the message names the config key."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Specialty:
-    """A dataset, configured: one skill that is trained and reported by itself.
-
-    Attributes:
-        name: how metrics and configs call it; unique within a run.
-        dataset: ReasoningGym dataset name.
-        config: JSON-ready keyword arguments of the dataset; what is left out has the library's
-            default, `size` is always there.
-    """
-
-    name: str
-    dataset: str
-    config: Mapping[str, Any] = field(hash=False)
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 over dataset, configuration and library version; names play no part."""
-        content = {"dataset": self.dataset, "config": dict(self.config), "reasoning_gym": library_version()}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-@functools.cache
-def library_version() -> str:
-    """Returns the installed version of ReasoningGym (its own `__version__` lags behind)."""
-    return importlib.metadata.version("reasoning_gym")
+from sapo_jax.tasks.specialty import DATASET_SIZE, CatalogError, Specialty
 
 
 def _specialty(dataset: str, name: str = "", **config: Any) -> Specialty:
@@ -294,20 +239,6 @@ def _check(specialty: Specialty) -> None:
         raise CatalogError(
             f"specialty {specialty.name!r}: ReasoningGym refuses {dict(specialty.config)}: {error}"
         ) from error
-
-
-def require_reproducible(specialties: Sequence[Specialty]) -> None:
-    """Makes sure that other processes build the same tasks as this one.
-
-    Raises:
-        CatalogError: a dataset depends on string hashing, which this process randomizes.
-    """
-    dependent = [s.name for s in specialties if s.dataset in HASH_SEED_DEPENDENT]
-    if dependent and sys.flags.hash_randomization:
-        raise CatalogError(
-            f"config.tasks.specialties: the questions of {', '.join(map(repr, dependent))} depend on Python's string "
-            "hashing; start the command with PYTHONHASHSEED=0 in its environment, as scorer processes do"
-        )
 
 
 def _suggest(name: str, choices: Sequence[str] | Mapping[str, Any]) -> str:

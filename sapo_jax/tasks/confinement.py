@@ -2,7 +2,8 @@
 
 The scorers never run text as code; this is for the day on which one of them does. Limits and the
 audit hook end a process that writes files, opens sockets or starts programs. They do not stop
-native code, so they stand behind the scorers' own care, never in its place.
+native code, which at least finds no network where the system lets us leave it. All this stands behind
+the scorers' own care, never in its place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -25,6 +27,7 @@ EXIT_FORBIDDEN = 97  # exit code of a process that the audit hook ended
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FORBIDDEN = frozenset(
@@ -68,13 +71,16 @@ def follow_parent(parent_id: int) -> None:
 
 
 def confine() -> None:
-    """Gives up memory beyond a limit, writing, new processes and privileges; only for a process of its own.
+    """Gives up memory beyond a limit, writing, new processes, the network and privileges.
+
+    Only for a process of its own, without threads.
 
     Modules and data can still be read: libraries import lazily.
     """
     sys.dont_write_bytecode = True  # else a lazy import would look like an attempt to write
     if sys.platform == "linux":
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    leave_network()
     for limit, value in (
         (resource.RLIMIT_AS, MAX_MEMORY_BYTES),
         (resource.RLIMIT_FSIZE, 0),
@@ -85,6 +91,22 @@ def confine() -> None:
         with contextlib.suppress(ValueError, OSError):  # not every system has each of them
             resource.setrlimit(limit, (value, value))
     sys.addaudithook(_end_if_forbidden)
+
+
+def leave_network() -> bool:
+    """Moves this process into a network of its own that leads nowhere; returns whether the system allows it."""
+    if sys.platform != "linux":
+        return False
+    # Others than root need a user namespace for it. Root would lose in one what lets it read the files of others,
+    # libraries among them.
+    flags = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWNET | _CLONE_NEWUSER
+    return ctypes.CDLL(None).unshare(flags) == 0
+
+
+def can_leave_network() -> bool:
+    """Returns whether scorer processes are without a network on this system, by trying it in a process."""
+    program = f"import sys; from {__name__} import leave_network; sys.exit(not leave_network())"
+    return subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def allow_cpu(seconds: float) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 
 from sapo_jax.seeding import generator, hash_seed
-from sapo_jax.tasks.catalog import Specialty
 from sapo_jax.tasks.held_out import is_held_out
 from sapo_jax.tasks.source import GenerationError, TaskSource
+from sapo_jax.tasks.specialty import Specialty
 from sapo_jax.tasks.verifier import ScoreError, score_completion, strict_success
 from sapo_jax.types import Task
 

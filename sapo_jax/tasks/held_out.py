@@ -10,8 +10,8 @@ import hashlib
 import logging
 
 from sapo_jax.seeding import hash_seed
-from sapo_jax.tasks.catalog import Specialty
 from sapo_jax.tasks.source import Accept, GenerationError, TaskSource, accept_all
+from sapo_jax.tasks.specialty import Specialty
 from sapo_jax.types import Task
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from reasoning_gym.factory import create_dataset
 
-from sapo_jax.tasks.catalog import CatalogError, Specialty
 from sapo_jax.tasks.scorers import refuse_unsafe
 from sapo_jax.tasks.source import GenerationError, UnknownTaskError
+from sapo_jax.tasks.specialty import CatalogError, Specialty
 from sapo_jax.types import Task, TaskRef
 
 SEED_LIMIT = 2**32  # some datasets fail on larger ones

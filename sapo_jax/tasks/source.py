@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from sapo_jax.tasks.catalog import Specialty
+from sapo_jax.tasks.specialty import Specialty
 from sapo_jax.types import Task, TaskRef
 
 # Decides whether a task may be used, for example whether its prompt fits the limit.

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sapo_jax.seeding import hash_seed
-from sapo_jax.tasks.catalog import Specialty
 from sapo_jax.tasks.held_out import is_held_out
 from sapo_jax.tasks.source import Accept, GenerationError, TaskSource, accept_all
+from sapo_jax.tasks.specialty import Specialty
 from sapo_jax.types import Task
 
 # Four in five questions are trainable, so this many failures in a row mean a wrong setting.

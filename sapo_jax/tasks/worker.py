@@ -15,10 +15,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sapo_jax.tasks.catalog import Specialty
 from sapo_jax.tasks.confinement import allow_cpu, confine, follow_parent
 from sapo_jax.tasks.frames import ALIVE, encode, read_messages
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
+from sapo_jax.tasks.specialty import Specialty
 from sapo_jax.tasks.verifier import ScoreError, judge
 from sapo_jax.types import TaskRef
 

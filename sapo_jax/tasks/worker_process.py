@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sapo_jax.tasks.catalog import Specialty
 from sapo_jax.tasks.confinement import EXIT_FORBIDDEN
 from sapo_jax.tasks.frames import FrameDecoder, FrameError, encode
+from sapo_jax.tasks.specialty import Specialty
 
 # The library's import takes seconds, minutes on a loaded machine with cold caches.
 START_LIMIT_S = 120.0

@@ -130,9 +130,26 @@ def encode_completion(
     if local_encoding == "tokens" and completion.token_ids is not None:
         ids = list(completion.token_ids)
     else:
-        ids = tokenizer.encode_text(completion.text)
+        ids = _encode_start(tokenizer, completion.text, limit)
         if stopped:
             ids.append(tokenizer.end_id)
     if len(ids) > limit:
         return ids[:limit], True
     return ids, not stopped
+
+
+def _encode_start(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+    """Returns the ids of `text`, or of its beginning where that alone exceeds `limit` tokens.
+
+    A stranger's text may be a hundred times longer than what is trained on, and this runs between two
+    updates. No token stands for more characters than the longest one has, so a text beyond `limit` of
+    those cannot fit, and its beginning of that length holds all that is kept. Only next to the cut, far
+    behind what is kept of ordinary text, can tokens differ from those of the whole.
+    """
+    most_chars = (limit + 1) * tokenizer.max_token_chars
+    if len(text) > most_chars:
+        ids = tokenizer.encode_text(text[:most_chars])
+        if len(ids) > limit:
+            return ids
+        # Only a tokenizer that shortens text before it cuts it into tokens comes here.
+    return tokenizer.encode_text(text)

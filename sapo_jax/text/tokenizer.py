@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 FALLBACK_TEMPLATE = (
     "{{ bos_token if prepend_bos else '' }}"
@@ -42,6 +42,7 @@ class Tokenizer:
         pad_id: fills padding; nothing may infer a mask from it, it can equal `end_id`.
         bos_id: begin-of-sequence token, or None.
         vocab_size: one more than the largest token id; a model's embedding may be padded beyond it.
+        max_token_chars: no token of ordinary text stands for more characters.
         special_ids: control tokens; `encode_text` never returns one, `decode` never prints one.
         assumptions: what was missing and had to be assumed, one sentence each, for the log.
         origin: file or folder it came from.
@@ -89,7 +90,10 @@ class Tokenizer:
         self._text = _backend(fast, parse_special=False)
         texts = (self._text.id_to_token(id) for id in sorted(self.special_ids))
         self._special_texts = tuple(text for text in texts if text)
-        self.vocab_size: int = max(self._text.get_vocab(with_added_tokens=True).values()) + 1
+        vocabulary = self._text.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        # Vocabularies of bytes write one character for each byte, so these lengths are never too small.
+        self.max_token_chars: int = max(len(text) for text, id in vocabulary.items() if id not in self.special_ids)
 
     @property
     def chat_template(self) -> str:
@@ -167,7 +171,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     # AutoTokenizer rebuilds some classes from their vocabulary; tokenizer.json itself is the reference.
     whole = (folder / "tokenizer.json").is_file()
     try:
-        loader = PreTrainedTokenizerFast if whole else AutoTokenizer
+        loader = PreTrainedTokenizerFast if whole else _auto_tokenizer()
         fast = loader.from_pretrained(os.fspath(folder), local_files_only=True)
     # The Rust parser raises plain Exception on a file it cannot read, so nothing narrower catches it.
     except Exception as error:
@@ -175,6 +179,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not isinstance(fast, PreTrainedTokenizerFast):
         raise TokenizerError(f"{folder}: has no tokenizer.json and none can be made from its files")
     return Tokenizer(fast, origin=str(folder), end_candidates=_end_ids_of_model(folder))
+
+
+def _auto_tokenizer() -> Any:
+    # Few models need it, and it loads torch where that is installed: seconds at the start of every process.
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _end_ids_of_model(folder: Path) -> list[tuple[int, str]]:

@@ -99,6 +99,7 @@ def test_a_run_that_began_alone_can_join_a_swarm_and_leave_it_again(tmp_path: Pa
     joined = call("main", *tiny(tmp_path, "--config.rounds=3"), "--listen=127.0.0.1:0", "--insecure-loopback")
     assert joined.code == 0, joined
     assert "goes on with exchange network instead of memory" in joined.out and "alone: no peer known yet" in joined.out
+    assert "publisher_uniform gives every publisher the same share" in joined.out
     left = call("main", *tiny(tmp_path, "--config.rounds=4"))
     assert left.code == 0 and "goes on with exchange memory instead of network" in left.out
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sapo_jax.swarm.wire.codec import group_id_of, open_group
+from sapo_jax.swarm.wire.group_codec import group_id_of, open_group
 from scripts import bench_exchange
 
 

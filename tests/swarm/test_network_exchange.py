@@ -12,7 +12,7 @@ from sapo_jax.swarm.calls.grpc_server import ServerAddressError
 from sapo_jax.swarm.calls.trust import Trust, TrustMode
 from sapo_jax.swarm.codec_json import CodecError
 from sapo_jax.swarm.mesh.host_status import PeerState, headline
-from sapo_jax.swarm.mesh.network_host import GivenPeer
+from sapo_jax.swarm.mesh.network_host import STORE_FILE, GivenPeer
 from sapo_jax.swarm.store.retention import GroupState
 from sapo_jax.swarm.verifying import VerifyLimits
 from sapo_jax.swarm.wire.identity import Identity
@@ -179,6 +179,28 @@ def test_what_was_not_taken_before_a_kill_is_delivered_after_it_and_nothing_twic
     assert second.indices() == [6]
 
 
+def test_places_that_a_store_lost_with_the_power_are_not_skipped_when_others_get_them(hubs, scored, tmp_path):
+    keys, file = {"a": Identity.generate()}, tmp_path / STORE_FILE
+    b = hubs.make("b")
+
+    def run_a(indices, state=None):
+        a = hubs.make(peers=[b], identities=keys, directory=tmp_path, is_resuming=True)
+        if state is not None:
+            a.restore_json(state, toy_task)
+        a.start_verifying()
+        b.connect("b").publish([scored((0, 1), "b", index, round=index) for index in indices[-3:]])
+        Collected(a.connect("a")).wait(indices)
+        hubs.close(a)
+        return json.loads(json.dumps(a.to_json()))
+
+    run_a([0, 1, 2])
+    on_disk = file.read_bytes()
+    state = run_a([3, 4, 5])
+    file.write_bytes(on_disk)  # the last transactions never reached the disk, the checkpoint did
+    # What was lost comes again from the peer, in the places that the checkpoint calls read.
+    run_a([3, 4, 5, 6, 7, 8], state)
+
+
 def test_a_checkpoint_of_another_store_delivers_all_that_this_one_holds(hubs, scored):
     b = hubs.make("b")
     old = hubs.make("a", peers=[b])
@@ -296,7 +318,7 @@ def test_a_verifier_that_fails_stops_nothing(hubs, scored, caplog):
     Collected(a.connect("a")).wait([2])
 
 
-def test_a_full_disk_costs_publications_only(hubs, scored, tmp_path, caplog):
+def test_t18_a_full_disk_costs_publications_only(hubs, scored, tmp_path, caplog):
     limits = dataclasses.replace(FAST, store=dataclasses.replace(FAST.store, disk_reserve_bytes=2**62))
     hub = hubs.make("a", "b", directory=tmp_path, limits=limits)
     for index in range(3):

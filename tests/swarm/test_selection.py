@@ -27,6 +27,7 @@ def _indices(selected):
         ([0.1, 0.1, 0.1], False),
         ([0.05, 0.01], True),
         ([0.5], False),
+        ([0.5, 0.5005], False),
     ],
 )
 def test_is_informative(scores, informative):

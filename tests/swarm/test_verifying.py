@@ -2,16 +2,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
-
 from sapo_jax.swarm.inbox import Inbox
 from sapo_jax.swarm.mesh.scores import Scores
 from sapo_jax.swarm.store.clock import Clock
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.retention import GroupState, StoreLimits
 from sapo_jax.swarm.verify_queue import VerifyQueue, WaitingGroup
-from sapo_jax.swarm.verifying import Verifying, VerifyLimits, is_informative
-from sapo_jax.swarm.wire.codec import reopen_group
+from sapo_jax.swarm.verifying import Verifying, VerifyLimits
+from sapo_jax.swarm.wire.group_codec import reopen_group
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.types import Rejection, RejectionReason, Rollout, ScoredRollout
 from tests.swarm.calls.hosts import SWARM, FakeClock, opened, signed_group
@@ -38,7 +36,7 @@ def opened_group(identity: Identity, *, index: int, sequence: int = 1):
 
 
 def test_publishers_take_turns_and_each_keeps_its_order():
-    queue = VerifyQueue(max_groups=100, clock=FakeClock())
+    queue = VerifyQueue(max_groups=100, max_bytes=10_000, clock=FakeClock())
     for seq, publisher in enumerate("aaaabbc"):
         queue.add(waiting(seq, publisher))
     order = drain(queue, {})
@@ -51,7 +49,7 @@ def test_publishers_take_turns_and_each_keeps_its_order():
 
 
 def test_t5_dear_groups_delay_their_own_publisher_only():
-    queue = VerifyQueue(max_groups=100, clock=FakeClock())
+    queue = VerifyQueue(max_groups=100, max_bytes=10_000, clock=FakeClock())
     for seq in range(20):
         queue.add(waiting(seq, "bomber"))
     for seq in range(20, 60):
@@ -62,7 +60,7 @@ def test_t5_dear_groups_delay_their_own_publisher_only():
 
 
 def test_a_publisher_that_rested_gets_no_credit_for_it():
-    queue = VerifyQueue(max_groups=100, clock=FakeClock())
+    queue = VerifyQueue(max_groups=100, max_bytes=10_000, clock=FakeClock())
     for seq in range(10):
         queue.add(waiting(seq, "busy"))
     for _ in range(5):
@@ -76,7 +74,7 @@ def test_a_publisher_that_rested_gets_no_credit_for_it():
 
 def test_a_paused_publisher_waits_and_nobody_else_does():
     clock = FakeClock()
-    queue = VerifyQueue(max_groups=100, clock=clock)
+    queue = VerifyQueue(max_groups=100, max_bytes=10_000, clock=clock)
     queue.add(waiting(1, "a"))
     queue.add(waiting(2, "b"))
     queue.pause("a", 10.0)
@@ -86,14 +84,30 @@ def test_a_paused_publisher_waits_and_nobody_else_does():
 
 
 def test_t9_a_full_queue_drops_from_whoever_has_most_waiting():
-    queue = VerifyQueue(max_groups=10, clock=FakeClock())
+    queue = VerifyQueue(max_groups=10, max_bytes=10_000, clock=FakeClock())
     for seq in range(9):
-        assert queue.add(waiting(seq, "flood")) is None
-    assert queue.add(waiting(100, "honest")) is None
+        assert queue.add(waiting(seq, "flood")) == []
+    assert queue.add(waiting(100, "honest")) == []
     dropped = [queue.add(waiting(seq, "flood")) for seq in range(9, 12)]
-    assert dropped == [waiting(seq, "flood") for seq in range(3)]
-    assert queue.add(waiting(101, "honest")) == waiting(3, "flood")
+    assert dropped == [[waiting(seq, "flood")] for seq in range(3)]
+    assert queue.add(waiting(101, "honest")) == [waiting(3, "flood")]
     assert {seq for publisher, seq in drain(queue, {}) if publisher == "honest"} == {100, 101}
+
+
+def test_t9_a_queue_full_of_bytes_drops_from_whoever_has_most_of_them():
+    queue = VerifyQueue(max_groups=100, max_bytes=100, clock=FakeClock())
+    for seq in range(3):
+        assert queue.add(waiting(seq, "large", 30)) == []
+    assert queue.add(waiting(10, "small", 10)) == []
+    assert queue.add(waiting(11, "small", 10)) == [waiting(0, "large", 30)]
+    assert queue.add(waiting(3, "large", 90)) == [
+        waiting(1, "large", 30),
+        waiting(2, "large", 30),
+        waiting(3, "large", 90),
+    ]
+    assert (len(queue), queue.size_bytes) == (2, 20)
+    queue.clear()
+    assert queue.add(waiting(12, "large", 100)) == []
 
 
 # The thread's work, step by step.
@@ -182,6 +196,30 @@ def test_t5_bombs_leave_honest_groups_at_their_rate_and_the_core_at_its_share():
     assert busy_s <= 8.0 + 4.0 + 0.25 * 140.0
 
 
+def test_t5_bombs_of_many_new_publishers_leave_honest_groups_at_their_rate_too():
+    bench = Bench()
+    honest, bombers = Identity.generate(), [Identity.generate() for _ in range(25)]
+    bench.cost_s = {honest.node_id: 0.01, **{bomber.node_id: 4.0 for bomber in bombers}}
+    bench.verdict = {bomber.node_id: RejectionReason.TIMEOUT for bomber in bombers}
+    bench.store.put([opened_group(honest, index=0)])
+    bench.run(1.0)
+    bench.store.put([opened_group(bomber, index=1) for bomber in bombers])
+    for index in range(1, 121):
+        bench.store.put([opened_group(honest, index=index, sequence=index + 1)])  # two a second
+        bench.run(0.5)
+    assert bench.verifying.counts()["verified"] >= 0.8 * 121
+    assert bench.verifying.counts()["rejected_timeout"] >= 4  # and the new ones get their turn
+
+
+def test_publishers_of_dear_groups_get_what_the_others_leave():
+    bench = Bench()
+    dear = [Identity.generate() for _ in range(4)]
+    bench.cost_s = {identity.node_id: 3.0 for identity in dear}
+    bench.store.put([opened_group(dear[i % 4], index=i, sequence=i + 1) for i in range(60)])
+    bench.run(240.0)
+    assert 0.9 * 0.25 * 240.0 <= bench.verifying.busy_s <= 8.0 + 4.0 + 0.25 * 240.0
+
+
 def test_t5_a_publisher_of_bombs_is_paused_ever_longer():
     bench = Bench(core_share=1.0)
     bomber = Identity.generate()
@@ -221,10 +259,3 @@ def test_t3_a_false_reference_under_our_own_catalog_is_the_publishers_fault():
     bench.store.put([opened_group(liar, index=i, sequence=i + 1) for i in range(9)])
     bench.run(5.0)
     assert bench.scores.is_banned(liar.node_id)
-
-
-@pytest.mark.parametrize(
-    ("scores", "informative"), [((0.0, 1.0), True), ((0.5, 0.5), False), ((1.0,), False), ((0.5, 0.5005), False)]
-)
-def test_informative(scores, informative):
-    assert is_informative(scores) is informative

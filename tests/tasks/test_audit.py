@@ -6,9 +6,10 @@ import pytest
 from reasoning_gym.factory import DATASETS
 
 from sapo_jax.tasks.audit import WITHOUT_GROUND_TRUTH, ScoredBy, audit
-from sapo_jax.tasks.catalog import HASH_SEED_DEPENDENT, resolve
+from sapo_jax.tasks.catalog import resolve
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.scorers import OWN, REFUSED, REPAIRED
+from sapo_jax.tasks.specialty import HASH_SEED_DEPENDENT
 
 
 def test_every_dataset_is_audited_once():

@@ -12,8 +12,9 @@ import pytest
 from reasoning_gym.factory import create_dataset
 
 from sapo_jax.statistics import CORE_6
-from sapo_jax.tasks.catalog import CATALOGS, CatalogError, Specialty, resolve
+from sapo_jax.tasks.catalog import CATALOGS, resolve
 from sapo_jax.tasks.scorers import REFUSED
+from sapo_jax.tasks.specialty import CatalogError, Specialty
 
 NINE = (
     "arc_1d",
@@ -225,7 +226,7 @@ def test_digest_covers_dataset_configuration_and_library_version(monkeypatch: py
     assert dataclasses.replace(specialty, name="other").digest == expected
     assert dataclasses.replace(specialty, config={"difficulty": 1, "size": 501}).digest != expected
     assert dataclasses.replace(specialty, dataset="gcd").digest != expected
-    monkeypatch.setattr("sapo_jax.tasks.catalog.library_version", lambda: "0.0.0")
+    monkeypatch.setattr("sapo_jax.tasks.specialty.library_version", lambda: "0.0.0")
     assert specialty.digest != expected
 
 
@@ -274,7 +275,8 @@ def test_a_configuration_that_the_library_refuses_is_named(monkeypatch: pytest.M
 @pytest.mark.parametrize(("hash_seed", "accepted"), [("0", True), ("1", False), ("random", False)])
 def test_datasets_that_depend_on_string_hashing_need_the_fixed_one(hash_seed: str, accepted: bool):
     code = (
-        "from sapo_jax.tasks.catalog import *\n"
+        "from sapo_jax.tasks.catalog import resolve\n"
+        "from sapo_jax.tasks.specialty import CatalogError, require_reproducible\n"
         "require_reproducible(resolve('easy'))\n"
         "try: require_reproducible(resolve('easy', ('gcd', 'ransom_note', 'word_ladder')))\n"
         "except CatalogError as error: print(error)"

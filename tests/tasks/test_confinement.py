@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sapo_jax.tasks.confinement import EXIT_FORBIDDEN
+from sapo_jax.tasks.confinement import EXIT_FORBIDDEN, can_leave_network
 
 FORBIDDEN = {
     "open for writing": "open(target, 'w')",
@@ -90,12 +92,12 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("attempt", FORBIDDEN)
-def test_side_effects_end_the_process(ends: dict[str, int], attempt: str):
+def test_t4_side_effects_end_the_process(ends: dict[str, int], attempt: str):
     assert ends[attempt] == EXIT_FORBIDDEN
 
 
 @pytest.mark.parametrize("attempt", FAILING)
-def test_what_goes_beyond_the_limits_fails(ends: dict[str, int], attempt: str):
+def test_t4_t5_what_goes_beyond_the_limits_fails(ends: dict[str, int], attempt: str):
     if sys.platform != "linux" and attempt == "memory":
         pytest.skip("only Linux enforces the limit on address space")
     assert ends[attempt] == FAILED
@@ -104,3 +106,40 @@ def test_what_goes_beyond_the_limits_fails(ends: dict[str, int], attempt: str):
 @pytest.mark.parametrize("attempt", ALLOWED)
 def test_what_scorers_need_still_works(ends: dict[str, int], attempt: str):
     assert ends[attempt] == SUCCEEDED
+
+
+OFFLINE = """
+import os, socket, sys
+from sapo_jax.tasks.confinement import leave_network
+
+port, user = map(int, sys.argv[1:])
+if user != os.geteuid():
+    os.setuid(user)
+if not leave_network():
+    sys.exit(3)
+open(os.__file__).close()  # what could be read still can
+try:
+    socket.create_connection(("127.0.0.1", port), 5)
+except OSError:
+    sys.exit(0)
+sys.exit("connected")
+"""
+NOBODY = 65534
+
+
+@pytest.mark.parametrize("user", sorted({os.geteuid(), NOBODY}))
+def test_t4_a_process_that_left_the_network_reaches_nobody(user: int):
+    if user != os.geteuid() and os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", OFFLINE, str(server.getsockname()[1]), str(user)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    if result.returncode == 3:
+        pytest.skip("this system does not let processes leave the network")
+    assert result.returncode == 0, result.stderr
+
+
+def test_whether_processes_can_leave_the_network_is_told_without_leaving_it():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert can_leave_network() in (True, False)
+        socket.create_connection(server.getsockname(), 5).close()

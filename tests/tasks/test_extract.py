@@ -74,7 +74,7 @@ class CountingText(str):
 @pytest.mark.parametrize(
     "piece", ["<answer>", "</answer>", "<answer>x</answer>", "</answer><answer>", "<answer", "<answer> </answer", " "]
 )
-def test_work_is_linear_on_a_hostile_megabyte(piece: str):
+def test_t5_work_is_linear_on_a_hostile_megabyte(piece: str):
     text = CountingText(piece * (2**20 // len(piece)))
     extract_answer(text)
     assert 0 < text.scanned <= 2 * len(text)

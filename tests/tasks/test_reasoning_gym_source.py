@@ -6,10 +6,11 @@ import decimal
 import pytest
 from reasoning_gym.factory import create_dataset
 
-from sapo_jax.tasks.catalog import CATALOGS, CatalogError, Specialty, resolve
+from sapo_jax.tasks.catalog import CATALOGS, resolve
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.scorers import RefusedDatasetError
 from sapo_jax.tasks.source import GenerationError, TaskSource, UnknownTaskError
+from sapo_jax.tasks.specialty import CatalogError, Specialty
 
 NINE = tuple(s.name for s in CATALOGS["paper"])
 

@@ -14,24 +14,12 @@ from reasoning_gym.factory import get_score_answer_fn
 
 from sapo_jax.tasks.catalog import CATALOGS, resolve
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
-from sapo_jax.tasks.scorers import MAX_ANSWER_CHARS, REFUSED, RefusedDatasetError, score_answer
+from sapo_jax.tasks.scorers import REFUSED, RefusedDatasetError, score_answer
 from sapo_jax.types import Task, TaskRef
+from scripts.faults.exploits import BOMBS, HOSTILE, RUN_BY_LIBRARY, code_that_writes
 
 NINE = tuple(s.name for s in CATALOGS["paper"])
 
-# Datasets outside the catalog whose library scorers run text as code.
-RUN_BY_LIBRARY = (
-    "bitwise_arithmetic",
-    "countdown",
-    "intermediate_integration",
-    "n_queens",
-    "number_sorting",
-    "polynomial_multiplication",
-    "puzzle24",
-    "simple_integration",
-    "spiral_matrix",
-    "string_insertion",
-)
 BUDGET_S = 1.0
 
 
@@ -53,21 +41,6 @@ def made_up(dataset: str, ground_truth: str | None, **metadata: object) -> Task:
     return Task(ref=ref, specialty=dataset, question="?", ground_truth=ground_truth, metadata=metadata)
 
 
-def code_that_writes(marker: Path) -> list[str]:
-    write = f"__import__('pathlib').Path({str(marker)!r}).write_text('x')"
-    return [
-        write,
-        f"[{write}]",
-        f"[[{write}, 1], [0, 1]]",
-        f"(lambda: {write})()",
-        f"__import__('os').system('touch {marker}')",
-        f"[[0 for _ in [{write}]]]",
-        f"exec({write!r})",
-        f"f'{{{write}}}'",
-        f"[[0, 1], [1, 0]] if {write} else 0",
-    ]
-
-
 @pytest.mark.parametrize("dataset", ["binary_matrix", "spiral_matrix", "n_queens", "countdown", "simple_integration"])
 def test_the_library_would_run_these_payloads(dataset: str, tmp_path: Path):
     marker = tmp_path / "marker"
@@ -78,12 +51,12 @@ def test_the_library_would_run_these_payloads(dataset: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", NINE)
-def test_code_in_an_answer_never_runs(paper_source: ReasoningGymSource, tmp_path: Path, name: str):
+def test_t4_code_in_an_answer_never_runs(paper_source: ReasoningGymSource, tmp_path: Path, name: str):
     _assert_nothing_runs(first_task(paper_source, name), tmp_path / "marker")
 
 
 @pytest.mark.parametrize("dataset", RUN_BY_LIBRARY)
-def test_code_never_runs_where_the_library_would_run_it(dataset: str, tmp_path: Path):
+def test_t4_code_never_runs_where_the_library_would_run_it(dataset: str, tmp_path: Path):
     _assert_nothing_runs(library_task(dataset), tmp_path / "marker")
 
 
@@ -91,46 +64,6 @@ def _assert_nothing_runs(task: Task, marker: Path) -> None:
     for payload in code_that_writes(marker):
         assert 0.0 <= score_answer(task, payload) < 0.99
     assert not marker.exists()
-
-
-DIGITS = "9" * 5_000  # more than int() accepts
-HOSTILE = [
-    "(" * 3_000 + "1" + ")" * 3_000,
-    "[" * 8_000,
-    "[" * 4_000 + "]" * 4_000,
-    "¬" * 6_000 + "P",
-    "¬" * 900 + "P",
-    "(" * 500 + "P" + ")" * 500,
-    "P∧" * 500 + "P",
-    "∧".join(chr(ord("a") + i % 26) * (1 + i // 26) for i in range(100)),
-    "9**9**9**9",
-    "1e999999999",
-    "-1e999999999",
-    "1e-999999999",
-    "1E+9999999999999999999",
-    "nan",
-    "-nan",
-    "sNaN",
-    "inf",
-    "-Infinity",
-    DIGITS,
-    "-" + DIGITS,
-    f"1/{DIGITS}",
-    f"\\frac{{{DIGITS}}}{{{DIGITS}}}",
-    "9" * 4_000,
-    "9" * 4_000 + "/3",
-    "٣",
-    "१२/३",
-    "²",
-    "\ud800",
-    "\u0000",
-    "\u202e7",
-    "\\frac{" + " " * 15_000,
-    "\\frac{" + "1" * 15_000 + "}",
-    "{" * 9_000,
-    "0 " * 8_000,
-    "x" * (MAX_ANSWER_CHARS + 1),
-]
 
 
 @pytest.mark.parametrize("name", NINE)
@@ -141,58 +74,8 @@ def test_hostile_answers_get_no_success_and_no_exception(paper_source: Reasoning
         assert math.isfinite(score) and 0.0 <= score < 0.99, (answer[:40], score)
 
 
-# What SymPy or Python would work on for hours, or until memory is gone.
-BOMBS = [
-    "9**9**9**9",
-    "9**(9**(9**9))",
-    "2**(x - x + 10**15)",
-    "9**sqrt(10**30)",
-    "2**((1/10**9)**-1)",
-    "(x + 1)**((1/100000)**-1)",
-    "(((9**64)**64)**64)**64",
-    "(((x**64)**64)**64)**64",
-    "exp(exp(exp(exp(exp(20)))))",
-    "exp(10**9*log(2))",
-    "exp(1000*log(exp(1000*log(exp(1000*log(2))))))",
-    "2**(-10**9 + x)",
-    "x**(x**(x**(x**x)))",
-    "99999999!",
-    "100!!!!",
-    "((((9!)!)!)!)!",
-    "factorial(factorial(factorial(9)))",
-    "(a + b + c + d + C)**64",
-    "(x + C)**100000",
-    "(x + 1)**64*(x + C)**64*(x + 2)**64",
-    "cos(1000000*acos(x))",
-    "sin(10**60)*0 + 1e99**99",
-    "1e999999999",
-    "1.5e99*1.5e99*1.5e99*1.5e99",
-    "0x" + "f" * 2_000,
-    "9" * 2_000,
-    "/".join(["1"] + [f"(x + {i})" for i in range(100)]),
-    " + ".join(f"1/(x + {i})" for i in range(100)),
-    " + ".join(f"sin({i}*x)" for i in range(60)),
-    "*".join(f"(x + {i})" for i in range(200)),
-    "**".join("x" * 500),
-    "**".join(["2"] * 500),
-    "sin(" * 400 + "x" + ")" * 400,
-    "sin(" * 20 + "x" + ")" * 20,
-    "-" * 2_000 + "1",
-    "(" * 1_000 + "1" + ")" * 1_000,
-    "+".join(["1"] * 1_000),
-    "x" + "*x" * 1_000,
-    "integrate(exp(x**9)*sin(x)**99, x)",
-    "Integral(exp(x), (x, 0, 10**9))",
-    "[" + "9**9," * 3_000 + "]",
-    "range(10**12)",
-    "'a' * 10**12",
-    "[" + "1e308," * 2_700 + "1]",
-    "[NaN, NaN]",
-]
-
-
 @pytest.mark.parametrize("dataset", RUN_BY_LIBRARY)
-def test_no_answer_takes_long_or_fails_where_the_library_runs_text(dataset: str):
+def test_t5_no_answer_takes_long_or_fails_where_the_library_runs_text(dataset: str):
     task = library_task(dataset)
     for answer in [*HOSTILE, *BOMBS]:
         start = time.process_time()

@@ -17,22 +17,15 @@ from pathlib import Path
 import pytest
 
 from sapo_jax.tasks import worker_process
-from sapo_jax.tasks.catalog import CatalogError, Specialty, resolve
+from sapo_jax.tasks.catalog import resolve
 from sapo_jax.tasks.held_out import held_out_tasks
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
-from sapo_jax.tasks.scoring_pool import ScorerStartError, ScoringPool, ScoringPoolClosedError
+from sapo_jax.tasks.scoring_pool import ScoringPool
+from sapo_jax.tasks.specialty import CatalogError, Specialty
 from sapo_jax.tasks.stream import TaskStream
 from sapo_jax.tasks.verifier import InProcessVerifier, score_completion
-from sapo_jax.types import (
-    Completion,
-    FinishReason,
-    Rejection,
-    RejectionReason,
-    Rollout,
-    ScoredRollout,
-    Task,
-    TaskRef,
-)
+from sapo_jax.tasks.worker_supply import ScorerStartError, ScoringPoolClosedError
+from sapo_jax.types import Completion, FinishReason, Rejection, RejectionReason, Rollout, ScoredRollout, Task, TaskRef
 
 SPECIALTIES = (*resolve("rg_mini_l1"), *resolve("easy", ("chain_sum", "rubiks_cube")))
 SOURCE = ReasoningGymSource(SPECIALTIES)
@@ -142,7 +135,7 @@ def test_a_batch_larger_than_any_buffer_comes_back_in_order(pool: ScoringPool):
     ]
 
 
-def test_a_slow_completion_costs_its_rollout_and_nothing_else(pool: ScoringPool):
+def test_t5_a_slow_completion_costs_its_rollout_and_nothing_else(pool: ScoringPool):
     kills, busy_s = pool.kills, pool.busy_s("external")
     batch = honest(6)
     batch[2] = rollout(CUBE.ref, tagged("R"), BOMB, tagged("R"))
@@ -198,7 +191,7 @@ worker.main()
 SPIN = tagged("run \nwhile True: pass")
 
 
-def test_a_scorer_that_runs_answers_as_code_breaks_its_process_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_t4_a_scorer_that_runs_answers_as_code_breaks_its_process_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(worker_process, "_PROGRAM", ("-c", HOLE))
     ref = tasks_of("chain_sum", 1)[0].ref
     marker = tmp_path / "marker"
@@ -247,7 +240,7 @@ from sapo_jax.tasks.scoring_pool import ScoringPool
 worker_process._PROGRAM = ("-c", sys.argv[1])
 pool = ScoringPool(resolve("easy", ("chain_sum",)), spares=0, completion_budget_s=600, group_budget_s=600)
 pool.warm_up()
-print(*(worker._process.pid for worker in pool._workers), flush=True)
+print(*(worker._process.pid for worker in pool._supply._workers), flush=True)
 ref = pool._source.ref(pool._source.specialties[0], 0, int(sys.argv[2]))
 pool.score([(ref, [sys.argv[3]])])
 """
@@ -319,7 +312,9 @@ def test_a_worker_that_talks_nonsense_is_replaced(monkeypatch: pytest.MonkeyPatc
 
 
 def test_answers_nobody_asked_for_do_not_become_somebody_elses(monkeypatch: pytest.MonkeyPatch):
-    fake(monkeypatch, "[answer(question='q', ground_truth=None, scores=[1.0, 1.0]) for _ in range(5)]")
+    # In one write, so that the pool reads them together.
+    answer = "json.dumps(dict(question='q', ground_truth=None, scores=[1.0, 1.0])).encode()"
+    fake(monkeypatch, f"answer = {answer}; os.write(0, 5 * (len(answer).to_bytes(4, 'big') + answer))")
     with ScoringPool(SPECIALTIES, spares=0) as pool:
         pool.verify(honest(1))
         assert pool.kills == 1, "its other answers would be taken for those of the next group"
@@ -335,7 +330,7 @@ def test_a_worker_that_ended_while_idle_costs_no_rollout(monkeypatch: pytest.Mon
     fake(monkeypatch, "answer(question='q', ground_truth='1', scores=[1.0, 0.25])")
     with ScoringPool(SPECIALTIES) as pool:
         assert reasons(pool.verify(honest(1))) == [None]
-        (idle,) = pool._lanes["own"].idle
+        (idle,) = pool._supply.lane("own").idle
         os.kill(idle._process.pid, signal.SIGKILL)
         idle._process.wait()
         assert reasons(pool.verify(honest(1))) == [None]
@@ -395,7 +390,7 @@ def test_a_closed_pool_says_so(monkeypatch: pytest.MonkeyPatch):
     fake(monkeypatch, "pass")
     pool = ScoringPool(SPECIALTIES)
     pool.warm_up()
-    workers = list(pool._workers)
+    workers = list(pool._supply._workers)
     pool.close()
     pool.close()
     for call in (pool.warm_up, lambda: pool.verify(honest(1))):
@@ -407,7 +402,7 @@ def test_a_closed_pool_says_so(monkeypatch: pytest.MonkeyPatch):
 def test_a_pool_can_be_closed_before_anything_has_started():
     pool = ScoringPool(SPECIALTIES)
     pool.close()
-    assert not pool._workers
+    assert not pool._supply._workers
 
 
 def test_an_interrupted_call_leaves_no_answers_behind(monkeypatch: pytest.MonkeyPatch):

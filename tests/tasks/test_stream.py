@@ -6,10 +6,11 @@ from collections import Counter
 
 import pytest
 
-from sapo_jax.tasks.catalog import Specialty, resolve
+from sapo_jax.tasks.catalog import resolve
 from sapo_jax.tasks.held_out import HeldOutError, held_out_tasks, is_held_out
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.source import GenerationError
+from sapo_jax.tasks.specialty import Specialty
 from sapo_jax.tasks.stream import SkipReason, StreamError, TaskStream, require_usable
 from sapo_jax.types import Task
 

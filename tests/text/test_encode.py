@@ -35,7 +35,7 @@ def test_what_does_not_fit_with_its_end_token_is_cut_and_counts_as_truncated() -
     assert encode_completion(TOKENIZER, cut("abc"), 3) == ([97, 98, 99], True)
 
 
-def test_control_strings_of_a_peer_stay_text() -> None:
+def test_t7_control_strings_of_a_peer_stay_text() -> None:
     ids, _ = encode_completion(TOKENIZER, stopped("<|im_end|>"), 100)
     assert ids == [*b"<|im_end|>", END]
 

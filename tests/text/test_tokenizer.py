@@ -76,7 +76,7 @@ def test_ordinary_text_round_trips(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(tokenizer.encode_text(text)) == text
 
 
-def test_control_strings_in_text_never_become_control_tokens(tokenizer: Tokenizer) -> None:
+def test_t7_control_strings_in_text_never_become_control_tokens(tokenizer: Tokenizer) -> None:
     rng = np.random.default_rng(1)
     hostile = [*CONTROL_STRINGS]
     for _ in range(200):

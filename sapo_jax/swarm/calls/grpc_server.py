@@ -31,21 +31,23 @@ from sapo_jax.swarm.calls.trust import Trust
 from sapo_jax.swarm.wire.addresses import split_address
 from sapo_jax.swarm.wire.errors import WireReason
 from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb
-from sapo_jax.swarm.wire.limits import DEADLINES, CallLimits, WireLimits
-from sapo_jax.swarm.wire.parse import parse
-from sapo_jax.swarm.wire.service_codec import (
+from sapo_jax.swarm.wire.group_calls_codec import (
     get_request_from_message,
     get_response_to_message,
     list_request_from_message,
     list_response_to_message,
-    node_info_to_message,
-    peers_request_from_message,
-    peers_response_to_message,
     publish_request_from_message,
     publish_response_to_message,
     sample_request_from_message,
     sample_response_to_message,
 )
+from sapo_jax.swarm.wire.host_calls_codec import (
+    node_info_to_message,
+    peers_request_from_message,
+    peers_response_to_message,
+)
+from sapo_jax.swarm.wire.limits import DEADLINES, CallLimits, WireLimits
+from sapo_jax.swarm.wire.parse import parse
 
 SERVICE = "sapo.exchange.v1.RolloutExchangeService"
 PATIENCE_S = 1.0  # a call in progress for longer gives way when places run out
@@ -132,7 +134,7 @@ class GrpcServer:
         """
         _check_free(self._host, self._wanted_port)
         server = grpc.aio.server(
-            handlers=(_Handlers(self._rpcs(), self._pipeline, self._health, with_reflection=self._with_reflection),),
+            handlers=(_Handlers(self.rpcs(), self._pipeline, self._health, with_reflection=self._with_reflection),),
             options=_options(self._limits, self._service.wire_limits),
         )
         target = f"[{self._host}]:{self._wanted_port}" if ":" in self._host else f"{self._host}:{self._wanted_port}"
@@ -170,7 +172,7 @@ class GrpcServer:
             server, self._server = self._server, None
             await server.stop(grace_s)
 
-    def _rpcs(self) -> Mapping[str, Rpc]:
+    def rpcs(self) -> Mapping[str, Rpc]:
         """Returns every RPC of the exchange by its method name: decode, call, encode."""
         service, limits = self._service, self._service.wire_limits
 

@@ -100,6 +100,8 @@ class Invite:
         limits = WireLimits()
         if not isinstance(swarm_id, str) or not 0 < len(swarm_id.encode()) <= limits.max_swarm_id_bytes:
             raise InviteError(f"{where}: swarm must be text of 1 to {limits.max_swarm_id_bytes} bytes")
+        if not swarm_id.isprintable():
+            raise InviteError(f"{where}: swarm must be printable text")  # it is shown, and written into files
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise InviteError(f"{where}: token must be 22 to 128 letters, digits, - or _")
         texts = cast(list[Any], addresses) if isinstance(addresses, list) else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from sapo_jax.swarm.wire.errors import WireReason
-from sapo_jax.swarm.wire.messages import (
+from sapo_jax.swarm.wire.requests import (
     GetRequest,
     GetResponse,
     GroupRefPage,

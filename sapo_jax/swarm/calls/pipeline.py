@@ -29,10 +29,11 @@ from sapo_jax.swarm.calls.service_error import ServiceError
 from sapo_jax.swarm.calls.slots import CallSlots
 from sapo_jax.swarm.calls.status_codes import DETAIL_KEY, failure_of
 from sapo_jax.swarm.calls.trust import TOKEN_HEADER, Trust
+from sapo_jax.swarm.calls.turns import Turns
 from sapo_jax.swarm.wire.addresses import host_of_caller, prefix_of
+from sapo_jax.swarm.wire.codec_parts import error_detail_to_message
 from sapo_jax.swarm.wire.errors import WireError, WireReason
 from sapo_jax.swarm.wire.printable import printable
-from sapo_jax.swarm.wire.service_codec import error_detail_to_message
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class CallPipeline:
         """
         self._trust = trust
         self._slots = slots
+        self._turns = Turns()
         self._charge_call = charge_call
         self._metrics = metrics
         self._clock = clock
@@ -193,6 +195,7 @@ class CallPipeline:
 
     async def _admitted(self, call: _Call, rpc: Rpc) -> bytes:
         """Stage: rate and concurrency."""
+        self._turns.arrive()
         self._charge_call(call.prefix)
         task = asyncio.current_task()
         assert task is not None  # we are in a coroutine
@@ -241,7 +244,7 @@ class CallPipeline:
             # Nothing was sent, or the transport has refused it for its size and has told the caller so.
             raise ServiceError(WireReason.MALFORMED, "a request is required, and its size must be within the limit")
         self._metrics.count_bytes(received=len(body))
-        return rpc.answer(body, call.prefix)
+        return await self._turns.take(lambda: rpc.answer(body, call.prefix), len(body))
 
     async def _streamed(self, call: _Call, rpc: StreamRpc, requests: AsyncIterator[bytes]) -> None:
         """The same stages for a stream, which has a place of its own kind."""

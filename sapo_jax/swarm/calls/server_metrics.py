@@ -1,7 +1,8 @@
 """What a host's server counts, for Prometheus: calls, groups, bytes, and what the store holds.
 
 The registry belongs to one host, so several in one process stay apart. Labels are names from our own
-lists; node ids and addresses never become labels, because strangers could make up any number.
+lists; node ids and addresses never become labels, because strangers could make up any number. Names
+of datasets are a stranger's too, but only those of groups in the store are shown.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from prometheus_client.registry import Collector
 from sapo_jax.swarm.store.group_store import StoreStats
 from sapo_jax.swarm.store.retention import GroupState
 from sapo_jax.swarm.wire.addresses import is_loopback
-from sapo_jax.swarm.wire.messages import PublishResult
+from sapo_jax.swarm.wire.requests import PublishResult
 
 _LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 20.0)
 

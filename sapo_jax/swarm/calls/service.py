@@ -16,22 +16,21 @@ import numpy as np
 
 from sapo_jax.swarm.calls.quota import Quotas
 from sapo_jax.swarm.calls.service_error import ServiceError
-from sapo_jax.swarm.store.file import StoreError, StoreFullError
+from sapo_jax.swarm.store.file import StoreDamagedError, StoreError, StoreFullError
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.records import StoreStats, UnknownCursorError
-from sapo_jax.swarm.wire.codec import SCHEMA_MINOR, group_id_of, open_group
 from sapo_jax.swarm.wire.errors import WireError, WireReason
 from sapo_jax.swarm.wire.field_rules import check_bytes
+from sapo_jax.swarm.wire.group_codec import SCHEMA_MINOR, group_id_of, open_group
 from sapo_jax.swarm.wire.identity import PUBLIC_KEY_BYTES
 from sapo_jax.swarm.wire.limits import DEFAULT_WIRE_LIMITS, KIB, CallLimits, WireLimits
-from sapo_jax.swarm.wire.messages import (
+from sapo_jax.swarm.wire.requests import (
     GetRequest,
     GetResponse,
     GroupRefPage,
     ListRequest,
     LoadLevel,
     NodeInfo,
-    OpenedGroup,
     PeerExchange,
     PublishOutcome,
     PublishRequest,
@@ -39,9 +38,8 @@ from sapo_jax.swarm.wire.messages import (
     PublishResult,
     SampleRequest,
     SampleResponse,
-    SignedGroup,
-    SignedPeerRecord,
 )
+from sapo_jax.swarm.wire.signed_content import OpenedGroup, SignedGroup, SignedPeerRecord
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +144,9 @@ class ExchangeService:
         """
         self._require_serving()
         results: list[PublishResult | None] = [None] * len(request.groups)
+        is_queue_full = self._is_queue_full()
         for i, signed in enumerate(request.groups):
-            results[i] = self._refuse_unread(signed, prefix)
+            results[i] = self._refuse_unread(signed, prefix, is_queue_full=is_queue_full)
         waiting = [i for i, result in enumerate(results) if result is None]
         with self._store_errors():
             ids = {i: group_id_of(request.groups[i].envelope) for i in waiting}
@@ -265,13 +264,13 @@ class ExchangeService:
                 self._stats = now_s, self._store.stats()
         return self._stats[1]
 
-    def _refuse_unread(self, signed: SignedGroup, prefix: str) -> PublishResult | None:
+    def _refuse_unread(self, signed: SignedGroup, prefix: str, *, is_queue_full: bool) -> PublishResult | None:
         """Returns why a group is rejected before anything in it is read, or None."""
         envelope = signed.envelope
         refusal = self._quotas.admit_sent(prefix, len(envelope.payload))
         if refusal is not None:
             return _rejected(b"", WireReason.QUOTA, retry_after_s=refusal.retry_after_s)
-        if self._is_queue_full():
+        if is_queue_full:
             return _rejected(b"", WireReason.QUEUE_FULL, retry_after_s=QUEUE_FULL_RETRY_S)
         if len(envelope.payload) > self._limits.max_payload_bytes:  # not worth hashing
             return _rejected(b"", WireReason.TOO_LARGE, field="payload")
@@ -309,7 +308,8 @@ class ExchangeService:
             yield i, outcome
 
     def _is_queue_full(self) -> bool:
-        groups, size_bytes = self._backlog()
+        with self._store_errors():
+            groups, size_bytes = self._backlog()
         return groups >= self._call_limits.max_queued_groups or size_bytes >= self._call_limits.max_queued_bytes
 
     def _require_started(self) -> None:
@@ -330,6 +330,9 @@ class ExchangeService:
             raise ServiceError(WireReason.UNKNOWN_CURSOR, str(error), oldest_cursor=error.oldest) from error
         except StoreFullError:
             raise
+        except StoreDamagedError as error:
+            logger.error("a call is refused: %s", error)
+            raise ServiceError(WireReason.DATA_LOSS, "the store is damaged") from error
         except StoreError as error:
             logger.error("a call is refused: %s", error)
             raise ServiceError(

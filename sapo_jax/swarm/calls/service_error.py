@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sapo_jax.swarm.wire.errors import WireReason
-from sapo_jax.swarm.wire.messages import GroupCursor
+from sapo_jax.swarm.wire.requests import GroupCursor
 
 
 class ServiceError(Exception):

@@ -19,7 +19,7 @@ import grpc
 
 from sapo_jax.swarm.calls.service_error import ServiceError, UnknownServiceError
 from sapo_jax.swarm.wire.errors import STATUS_CODE, WireError, WireReason
-from sapo_jax.swarm.wire.messages import ErrorDetail
+from sapo_jax.swarm.wire.requests import ErrorDetail
 
 DETAIL_KEY = "sapo-error-detail-bin"
 

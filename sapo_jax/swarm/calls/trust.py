@@ -10,7 +10,6 @@ Content needs none of this: groups and peer records are signed, whoever hands th
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import enum
 import hmac
@@ -25,7 +24,7 @@ from sapo_jax.swarm.calls.invite import Invite
 from sapo_jax.swarm.calls.service_error import ServiceError
 from sapo_jax.swarm.wire.addresses import is_loopback, split_address
 from sapo_jax.swarm.wire.errors import WireReason
-from sapo_jax.swarm.wire.private_file import PrivateFileError, create_private, read_private
+from sapo_jax.swarm.wire.private_file import PrivateFileError, read_or_create_private
 
 TOKEN_HEADER = "sapo-token"
 CERTIFICATE_FILE = "certificate.pem"
@@ -123,8 +122,9 @@ def choose_trust(mode: TrustMode, *, directory: Path | None, invite: Invite | No
         now: with a time zone.
 
     Raises:
-        TrustError: the mode is not available, needs a directory, the token file is unusable, or the invite
-            belongs to another swarm than the one this directory joined.
+        TrustError: the mode is not available, needs a directory, or the invite belongs to another swarm than
+            the one this directory joined.
+        PrivateFileError: the token file is unusable or cannot be written.
         CertificateError: the host's own certificate is unusable or expired.
     """
     if mode is TrustMode.INSECURE_LOOPBACK:
@@ -146,15 +146,7 @@ def choose_trust(mode: TrustMode, *, directory: Path | None, invite: Invite | No
 
 def _load_or_create_token(path: Path, new: str) -> str:
     what = "token file"
-    try:
-        with contextlib.suppress(FileExistsError):
-            create_private(path, f"{new}\n".encode(), what)
-            return new
-        token = read_private(path, what).decode("ascii", errors="replace").strip()
-    except FileNotFoundError as error:
-        raise TrustError(f"{what} {path}: vanished while it was read") from error
-    except PrivateFileError as error:
-        raise TrustError(str(error)) from error
+    token = read_or_create_private(path, f"{new}\n".encode(), what).decode("ascii", errors="replace").strip()
     if not _TOKEN.fullmatch(token):
-        raise TrustError(f"{what} {path}: holds no token; restore it from a copy, or move it away and join again")
+        raise PrivateFileError(f"{what} {path}: holds no token; restore it from a copy, or move it away and join again")
     return token

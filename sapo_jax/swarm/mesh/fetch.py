@@ -17,16 +17,8 @@ from sapo_jax.swarm.store.file import StoreFullError
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.wire.errors import WireError, WireReason
 from sapo_jax.swarm.wire.limits import MIB, WireLimits
-from sapo_jax.swarm.wire.messages import (
-    GetRequest,
-    GroupCursor,
-    GroupRef,
-    ListRequest,
-    OpenedGroup,
-    PublishOutcome,
-    SampleRequest,
-    SignedGroup,
-)
+from sapo_jax.swarm.wire.requests import GetRequest, GroupCursor, GroupRef, ListRequest, PublishOutcome, SampleRequest
+from sapo_jax.swarm.wire.signed_content import OpenedGroup, SignedGroup
 
 OpenGroup = Callable[[SignedGroup], OpenedGroup]
 

@@ -20,7 +20,7 @@ from sapo_jax.swarm.wire.printable import printable
 
 MAX_TEXT_CHARS = 200
 MAX_PEERS = 128  # shown
-MAX_PUBLISHERS = 256
+MAX_SHOWN_PUBLISHERS = 256
 
 
 class PeerState(enum.Enum):
@@ -144,7 +144,7 @@ def status_of(
         nodes=tuple(nodes),
         peers=tuple(shown[:MAX_PEERS]),
         counters=dict(counters or {}),
-        publishers=dict(Counter(publishers or {}).most_common(MAX_PUBLISHERS)),
+        publishers=dict(Counter(publishers or {}).most_common(MAX_SHOWN_PUBLISHERS)),
         warnings=tuple(printable(text, MAX_TEXT_CHARS) for text in (*_warnings(host, stats.damaged), *warnings)),
     )
 

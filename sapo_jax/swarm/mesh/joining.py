@@ -21,7 +21,7 @@ from sapo_jax.swarm.mesh.network_host import GivenPeer
 from sapo_jax.swarm.store.file import StoreError
 from sapo_jax.swarm.wire.addresses import AddressError, split_address
 from sapo_jax.swarm.wire.identity import Identity, IdentityError
-from sapo_jax.swarm.wire.private_file import PrivateFileError, create_private, read_private
+from sapo_jax.swarm.wire.private_file import PrivateFileError, read_or_create_private, read_private
 
 SWARM_DIRECTORY = "swarm"  # below the work directory
 INVITE_FILE = "invite"
@@ -74,6 +74,18 @@ class Joining:
         invite.save(path)
         return path
 
+    def invitation(self, addresses: Sequence[str]) -> str:
+        """Writes the invite to this host; returns one line on how others join it, empty if nobody can dial it.
+
+        Raises:
+            InviteError: the file cannot be written.
+        """
+        if not addresses:
+            return ""
+        invite = self.write_invite(addresses)
+        how = "--insecure_loopback" if invite is None else f"--invite={invite}"
+        return f"others join with --join={addresses[0]} {how}"
+
 
 def plan_joining(
     workdir: Path,
@@ -99,7 +111,7 @@ def plan_joining(
         JoinError: the flags contradict each other or the earlier start.
         AddressError, InviteError, TrustError: one of them cannot be used.
         CertificateError: this host's own certificate cannot be used.
-        PrivateFileError: a file of the directory cannot be read or written.
+        PrivateFileError: a file of the directory cannot be read or written, or holds something else.
     """
     directory = workdir / SWARM_DIRECTORY
     for address in join:
@@ -136,15 +148,9 @@ def plan_joining(
 
 def _load_or_create_swarm_id(path: Path, new: str) -> str:
     what = "swarm id file"
-    try:
-        create_private(path, f"{new}\n".encode(), what)
-        return new
-    except FileExistsError:
-        pass
-    try:
-        text = read_private(path, what).decode("utf-8", errors="replace").strip()
-    except FileNotFoundError as error:
-        raise JoinError(f"{what} {path}: vanished while it was read") from error
+    text = read_or_create_private(path, f"{new}\n".encode(), what).decode("utf-8", errors="replace").strip()
     if not 0 < len(text.encode()) <= 64 or not text.isprintable():
-        raise JoinError(f"{what} {path}: holds no swarm id; restore it, or move {path.parent} away and join again")
+        raise PrivateFileError(
+            f"{what} {path}: holds no swarm id; restore it, or move {path.parent} away and join again"
+        )
     return text

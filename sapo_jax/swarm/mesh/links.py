@@ -18,10 +18,7 @@ from sapo_jax.swarm.mesh.peers import Peer, PeerBook
 from sapo_jax.swarm.mesh.presence import Presence
 from sapo_jax.swarm.mesh.scores import Scores
 from sapo_jax.swarm.wire.errors import STATUS_CODE, WireError
-from sapo_jax.swarm.wire.messages import (
-    NodeInfo,
-    PeerExchange,
-)
+from sapo_jax.swarm.wire.requests import NodeInfo, PeerExchange
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +74,6 @@ class Links:
         self._open_record = open_record
         self._clock = clock
         self._links: dict[str, _Link] = {}
-        self.skew_s: float | None = None  # a peer's clock minus ours, as last heard; for people
 
     def ready(self) -> list[Peer]:
         """Returns the connected peers that may be called now, in random order."""

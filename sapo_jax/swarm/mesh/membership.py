@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from sapo_jax.swarm.mesh.peers import PeerBook
 from sapo_jax.swarm.mesh.presence import Presence
 from sapo_jax.swarm.mesh.scores import Scores
-from sapo_jax.swarm.wire.errors import WireError
-from sapo_jax.swarm.wire.messages import OpenedPeerRecord, PeerExchange, SignedPeerRecord
+from sapo_jax.swarm.wire.errors import WireError, WireReason
+from sapo_jax.swarm.wire.requests import PeerExchange
+from sapo_jax.swarm.wire.signed_content import OpenedPeerRecord, SignedPeerRecord
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +74,12 @@ class Membership:
         """Takes in what a caller sent and returns what it gets.
 
         Raises:
-            WireError: one of the records does not hold; nothing is taken in.
+            WireError: one of the records does not hold, or the caller is banned; nothing is taken in.
         """
         opened = [self._open(signed) for signed in request.peer_records]
         caller = opened[0] if opened else None
+        if caller is not None and self._scores.is_banned(caller.node_id):
+            raise WireError(WireReason.BANNED, "is banned here", field="peer_records[0]")
         echoes: list[SignedPeerRecord] = []
         if caller is not None:
             known = self._callers.get(caller.node_id)

@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 import sapo_jax
-from sapo_jax.swarm.calls.grpc_client import ClientPool
+from sapo_jax.swarm.calls.client_pool import ClientPool
 from sapo_jax.swarm.calls.grpc_server import GrpcServer
 from sapo_jax.swarm.calls.invite import Invite
 from sapo_jax.swarm.calls.quota import CLOSED_QUOTAS, QuotaLimits, Quotas
@@ -41,10 +41,11 @@ from sapo_jax.swarm.store.clock import Clock, system_clock
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.retention import StoreLimits
 from sapo_jax.swarm.wire.addresses import split_address
-from sapo_jax.swarm.wire.codec import open_group, open_peer_record
+from sapo_jax.swarm.wire.group_codec import open_group
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.swarm.wire.limits import DEFAULT_WIRE_LIMITS, WireLimits
-from sapo_jax.swarm.wire.messages import OpenedGroup, OpenedPeerRecord, SignedGroup, SignedPeerRecord
+from sapo_jax.swarm.wire.peer_record_codec import open_peer_record
+from sapo_jax.swarm.wire.signed_content import OpenedGroup, OpenedPeerRecord, SignedGroup, SignedPeerRecord
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class NetworkHost:
         own_ids: Collection[str] = (),
         catalog_digests: Sequence[str] = (),
         on_stored: Callable[[], None] = lambda: None,
+        backlog: Callable[[], tuple[int, int]] = lambda: (0, 0),
         limits: HostLimits | None = None,
         relays_unverified: bool = False,
         with_reflection: bool = False,
@@ -114,6 +116,7 @@ class NetworkHost:
             own_ids: node ids whose groups are made here.
             catalog_digests: config digests (hex) of the tasks that this host verifies; empty: any.
             on_stored: told on the loop that new foreign groups are in the store.
+            backlog: tells on the loop how many groups, and bytes, wait to be verified here.
             limits: bounds.
             relays_unverified: passes on what others push although nobody here verifies it.
             with_reflection: lets tools list the services; for debugging.
@@ -176,6 +179,7 @@ class NetworkHost:
             clock=clock.monotonic,
             rng=_spawn(rng),
             on_stored=self._stored,
+            backlog=backlog,
             wire_limits=limits.wire,
         )
         self._loop: LoopThread | None = None

@@ -15,8 +15,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from sapo_jax.swarm.mesh.scores import Scores
-from sapo_jax.swarm.wire.addresses import prefix_of
-from sapo_jax.swarm.wire.messages import Envelope, OpenedPeerRecord, SignedPeerRecord
+from sapo_jax.swarm.wire.addresses import address_prefix
+from sapo_jax.swarm.wire.signed_content import Envelope, OpenedPeerRecord, SignedPeerRecord
 
 _T = TypeVar("_T")
 
@@ -159,16 +159,10 @@ class PeerBook:
         Given peers come first and are not limited by prefix; the others follow in random order, spread
         over networks.
         """
-        now = self._clock()
         active = [peer for peer in self._peers if peer.is_active]
         room = self._limits.active - len(active)
         used = [_prefix_of(peer) for peer in active]
-        due = [
-            peer
-            for peer in self._peers
-            if not peer.is_active and peer.addresses and peer.next_dial_s <= now and self._may_ask(peer)
-        ]
-        waiting = self._shuffled(due)
+        waiting = self._shuffled(self._due())
         chosen: list[Peer] = []
         while waiting and len(chosen) < room:
             # The network with the fewest links so far goes next: many addresses in few networks win little.
@@ -228,13 +222,7 @@ class PeerBook:
         Done now and then, so that nobody who once filled the view stays in it for ever.
         """
         replaceable = [peer for peer in self._peers if peer.is_active and not peer.is_given]
-        now = self._clock()
-        waiting = [
-            peer
-            for peer in self._peers
-            if not peer.is_active and peer.addresses and peer.next_dial_s <= now and self._may_ask(peer)
-        ]
-        if not replaceable or not waiting or len(self.active()) < self._limits.active:
+        if not replaceable or not self._due() or len(self.active()) < self._limits.active:
             return None
         # From the most crowded network, useful ones last; among equals chance decides.
         prefixes = [_prefix_of(peer) for peer in replaceable]
@@ -243,7 +231,7 @@ class PeerBook:
             key=lambda peer: (-prefixes.count(_prefix_of(peer)), self._scores.score(peer.node_id) > 0),
         )
         peer.is_active = False
-        peer.next_dial_s = now + MAX_BACKOFF_S
+        peer.next_dial_s = self._clock() + MAX_BACKOFF_S
         return peer
 
     def drop_unwanted(self) -> list[Peer]:
@@ -300,20 +288,23 @@ class PeerBook:
         order: list[int] = self._rng.permutation(len(items)).tolist()
         return [items[index] for index in order]
 
-    def _may_ask(self, peer: Peer) -> bool:
-        return not peer.node_id or self._scores.may_sample(peer.node_id)
+    def _due(self) -> list[Peer]:
+        """Returns the peers that could be dialed now."""
+        now = self._clock()
+        return [
+            peer
+            for peer in self._peers
+            if not peer.is_active
+            and peer.addresses
+            and peer.next_dial_s <= now
+            and (not peer.node_id or self._scores.may_sample(peer.node_id))
+        ]
 
 
 def backoff_s(failures: int, longest_s: float, rng: np.random.Generator) -> float:
     """Returns the wait after `failures` failures in a row: doubling from 1 s up to `longest_s`, half of it random."""
     full = min(longest_s, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 30))
     return full * (0.5 + 0.5 * float(rng.random()))
-
-
-def address_prefix(address: str) -> str:
-    """Returns the network an address "host:port" counts for: its /24 or /48, or the last two labels of a name."""
-    prefix = prefix_of(address.rpartition(":")[0].strip("[]"))
-    return prefix if "/" in prefix else ".".join(prefix.lower().rstrip(".").split(".")[-2:])
 
 
 def _prefix_of(peer: Peer) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from sapo_jax.swarm.wire.codec import pack_peer_record, seal_peer_record
 from sapo_jax.swarm.wire.identity import Identity
-from sapo_jax.swarm.wire.messages import OpenedPeerRecord, PeerRecord, SignedPeerRecord
+from sapo_jax.swarm.wire.peer_record_codec import pack_peer_record, seal_peer_record
+from sapo_jax.swarm.wire.signed_content import OpenedPeerRecord, PeerRecord, SignedPeerRecord
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from sapo_jax.swarm.mesh.scores import Scores
 from sapo_jax.swarm.store.group_store import GroupStore, StoredGroup
 from sapo_jax.swarm.wire.errors import WireReason
 from sapo_jax.swarm.wire.limits import MIB
-from sapo_jax.swarm.wire.messages import PublishOutcome, PublishRequest, SignedGroup
+from sapo_jax.swarm.wire.requests import PublishOutcome, PublishRequest
+from sapo_jax.swarm.wire.signed_content import SignedGroup
 
 FULL_MESH_PEERS = 12  # up to so many known peers one relay reaches everybody
 MAX_QUEUED_RELAYS = 256

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 from sapo_jax.swarm.store.clock import Anchor
-from sapo_jax.swarm.wire.messages import Envelope
+from sapo_jax.swarm.wire.signed_content import Envelope
 
 SCHEMA_VERSION = 1
 _MAX_IDLE_LOG_BYTES = 16 * 2**20  # what the write-ahead log may keep of the disk after a burst
@@ -53,6 +53,10 @@ class StoreError(RuntimeError):
 
 class StoreFullError(StoreError):
     """There is no room on the disk, or the file has reached its limit; nothing that was stored is lost."""
+
+
+class StoreDamagedError(StoreError):
+    """The file is damaged where it was read; groups whose own rows are damaged are left out without this."""
 
 
 def open_database(path: Path | None, *, anchor: Anchor, max_file_bytes: int | None) -> sqlite3.Connection:
@@ -150,7 +154,7 @@ def store_error(name: str, error: sqlite3.Error | UnicodeDecodeError) -> StoreEr
     if code == sqlite3.SQLITE_NOTADB:
         return StoreError(f"{name}: is not a store; name another file or move it away")
     if code == sqlite3.SQLITE_CORRUPT:
-        return StoreError(f"{name}: is damaged ({error}); {_REMEDY}")
+        return StoreDamagedError(f"{name}: is damaged ({error}); {_REMEDY}")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreError(f"{name}: is in use by another process")
     return StoreError(f"{name}: {error}")

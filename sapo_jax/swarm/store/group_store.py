@@ -26,7 +26,8 @@ from sapo_jax.swarm.store.groups import GroupRows
 from sapo_jax.swarm.store.outbox import OfferedGroup, Outbox, OutboxKey, PublishedGroup
 from sapo_jax.swarm.store.records import StoredGroup, StoreStats, UnknownCursorError
 from sapo_jax.swarm.store.retention import EvictionReason, GroupState, StoreLimits
-from sapo_jax.swarm.wire.messages import GroupCursor, GroupRef, GroupRefPage, OpenedGroup, PublishOutcome, PublishResult
+from sapo_jax.swarm.wire.requests import GroupCursor, GroupRef, GroupRefPage, PublishOutcome, PublishResult
+from sapo_jax.swarm.wire.signed_content import OpenedGroup
 
 
 def free_disk_bytes(path: Path) -> int:
@@ -70,6 +71,7 @@ class GroupStore:
             self._clock = StoreClock(clock, anchor)
             self._outbox = Outbox(database, limits)
             self._groups = GroupRows(database, limits)
+            self._opened_seq = self._groups.last_seq
             # Some time may have passed, and the limits may have become narrower.
             with contextlib.suppress(StoreFullError), self._writing() as now_s:
                 self._groups.trim(now_s)
@@ -89,6 +91,11 @@ class GroupStore:
     def last_seq(self) -> int:
         """The place of the latest arrival, whether or not it is still held; 0 before the first."""
         return self._groups.last_seq
+
+    @property
+    def opened_seq(self) -> int:
+        """The place of the latest arrival when the store was opened: what earlier processes can know of."""
+        return self._opened_seq
 
     def close(self) -> None:
         """Frees the file; closing twice is allowed, any other call is then a StoreError."""
@@ -143,11 +150,6 @@ class GroupStore:
             self._outbox.add(key, group, now_s=now_s)
             self._groups.take_in(group, now_s=now_s)
             return PublishedGroup(group_id=group.group_id, sequence=sequence, is_replay=False)
-
-    def next_sequence(self, node_id: str) -> int:
-        """Uses up and returns the next sequence of an own node: strictly rising, across restarts too."""
-        with self._writing():
-            return self._take_sequence(node_id)
 
     # What others are offered.
 
@@ -240,6 +242,12 @@ class GroupStore:
         with self._reading() as now_s:
             following = list(itertools.islice(self._groups.index.following(seq, now_s), limit))
             return self._groups.read(following, now_s=now_s, max_bytes=max_bytes)
+
+    def size_after(self, seq: int) -> tuple[int, int]:
+        """Returns how many groups arrived after `seq` and are still held, and their bytes."""
+        with self._reading() as now_s:
+            sizes = [entry.size_bytes for entry in self._groups.index.following(seq, now_s)]
+            return len(sizes), sum(sizes)
 
     def mark(self, group_ids: Iterable[bytes], state: GroupState) -> None:
         """Notes what the verifier said. Rejected groups leave the pool; ids that are not held are ignored."""

@@ -15,7 +15,8 @@ from sapo_jax.swarm.store.file import DATABASE_ERRORS, body_check, envelope_of, 
 from sapo_jax.swarm.store.records import StoredGroup
 from sapo_jax.swarm.store.retention import Entry, EvictionReason, GroupState, Retention, StoreLimits
 from sapo_jax.swarm.wire.errors import WireReason
-from sapo_jax.swarm.wire.messages import OpenedGroup, PublishOutcome, PublishResult, SignedGroup
+from sapo_jax.swarm.wire.requests import PublishOutcome, PublishResult
+from sapo_jax.swarm.wire.signed_content import OpenedGroup, SignedGroup
 
 _HEAD = "seq, group_id, publisher, dataset, size_bytes, hops, born_s, expires_s, body_check"
 _FORGOTTEN_IDS = 512  # per transaction, so that none takes long

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from sapo_jax.swarm.store.file import body_check, envelope_of, head_check
 from sapo_jax.swarm.store.retention import StoreLimits
-from sapo_jax.swarm.wire.messages import OpenedGroup, SignedGroup
+from sapo_jax.swarm.wire.signed_content import OpenedGroup, SignedGroup
 
 _HEAD = "node_id, round, task, repeat, group_id, sequence, size_bytes, born_s, expires_s, forget_s, body_check"
 _SWEPT_ROWS = 256  # per transaction, so that none takes long

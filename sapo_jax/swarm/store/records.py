@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sapo_jax.swarm.store.retention import EvictionReason, GroupState
-from sapo_jax.swarm.wire.messages import GroupCursor, SignedGroup
+from sapo_jax.swarm.wire.requests import GroupCursor
+from sapo_jax.swarm.wire.signed_content import SignedGroup
 
 
 class UnknownCursorError(ValueError):

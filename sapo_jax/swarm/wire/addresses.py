@@ -62,3 +62,9 @@ def prefix_of(host: str) -> str:
     address = mapped or address
     width = 24 if address.version == 4 else 48
     return str(ipaddress.ip_network((address, width), strict=False))
+
+
+def address_prefix(address: str) -> str:
+    """Returns the network an address "host:port" counts for: its /24 or /48, or the last two labels of a name."""
+    prefix = prefix_of(address.rpartition(":")[0].strip("[]"))
+    return prefix if "/" in prefix else ".".join(prefix.lower().rstrip(".").split(".")[-2:])

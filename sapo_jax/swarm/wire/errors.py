@@ -27,7 +27,7 @@ class WireReason(enum.Enum):
     UNKNOWN_TASK = "unknown_task"  # no catalog of the receiver rebuilds this task
     QUOTA = "quota"  # the sender's budget of groups or bytes is spent; says when to come back
     BANNED = "banned"  # the publisher or the sender is banned here
-    QUEUE_FULL = "queue_full"  # too much is waiting to be stored; says when to come back
+    QUEUE_FULL = "queue_full"  # too much is waiting to be verified; says when to come back
     STORE_FULL = "store_full"  # the disk is full
     # What concerns a whole call.
     UNAUTHENTICATED = "unauthenticated"  # the invite token is missing or wrong

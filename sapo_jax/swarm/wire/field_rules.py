@@ -59,6 +59,13 @@ def check_dataset(name: str, most: int, field: str) -> None:
         raise field_error(field, "must be lower-case letters, digits and underscores")
 
 
+def check_swarm_id(swarm_id: str, own: str, most: int) -> None:
+    """Raises WireError(WRONG_SWARM) unless `swarm_id` is that of the `own` swarm."""
+    check_text(swarm_id, most, "swarm_id")
+    if swarm_id != own:
+        raise WireError(WireReason.WRONG_SWARM, "is not this swarm", field="swarm_id")
+
+
 def check_node_id(node_id: str, field: str) -> None:
     """Raises WireError(FIELD) unless `node_id` looks like one."""
     if not _NODE_ID.fullmatch(node_id):

@@ -28,7 +28,6 @@ class WireLimits:
 
     max_payload_bytes: int = 960 * KIB  # one signed group; leaves room for headers below 1 MiB
     max_payload_fields: int = 256  # fields of one signed content, unknown ones included; a request holds many
-    soft_payload_bytes: int = 256 * KIB  # a group beyond this counts twice against its publisher's quota
     max_text_bytes: int = 64 * KIB  # one completion
     max_group_text_bytes: int = 512 * KIB  # all completions of one group
     max_completions: int = MAX_GROUP_SIZE  # of one group; at least one
@@ -72,7 +71,7 @@ class CallLimits:
     max_streams_per_connection: int = 64
     max_calls: int = 128  # in progress at one time
     max_calls_per_peer: int = 8
-    max_queued_groups: int = 1_024  # received and not yet stored
+    max_queued_groups: int = 1_024  # stored and not yet verified
     max_queued_bytes: int = 64 * MIB
 
 

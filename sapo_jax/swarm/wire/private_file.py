@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -44,6 +45,25 @@ def read_private(path: Path, what: str) -> bytes:
             return file.read(MAX_BYTES + 1)
     finally:
         os.close(descriptor)
+
+
+def read_or_create_private(path: Path, content: bytes, what: str) -> bytes:
+    """Returns what a private file holds; if there is none, writes `content` into a new one and returns that.
+
+    Reading comes first: who has its files starts on a full disk, too.
+
+    Raises:
+        PrivateFileError: see `read_private` and `create_private`.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return read_private(path, what)
+    try:
+        with contextlib.suppress(FileExistsError):  # another process was faster: its content is the one
+            create_private(path, content, what)
+            return content
+        return read_private(path, what)
+    except FileNotFoundError as error:
+        raise PrivateFileError(f"{what} {path}: vanished while it was read, or is a link to nothing") from error
 
 
 def create_private(path: Path, content: bytes, what: str) -> None:

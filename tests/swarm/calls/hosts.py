@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import grpc
 import numpy as np
 
 from sapo_jax.swarm.calls.certificate import HostCertificate
-from sapo_jax.swarm.calls.grpc_client import ClientPool, PeerClient
+from sapo_jax.swarm.calls.client_pool import ClientPool
+from sapo_jax.swarm.calls.grpc_client import GrpcPeerClient
 from sapo_jax.swarm.calls.grpc_server import CLOSED_CALL_LIMITS, SERVICE, GrpcServer
 from sapo_jax.swarm.calls.quota import CLOSED_QUOTAS, QuotaLimits, Quotas
 from sapo_jax.swarm.calls.server_metrics import ServerMetrics
@@ -24,21 +25,15 @@ from sapo_jax.swarm.calls.trust import Trust, TrustMode
 from sapo_jax.swarm.store.clock import Clock
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.retention import StoreLimits
-from sapo_jax.swarm.wire.codec import open_group, pack_group, pack_peer_record, seal, seal_peer_record
+from sapo_jax.swarm.wire.codec_parts import error_detail_from_message
 from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb
+from sapo_jax.swarm.wire.group_calls_codec import publish_request_to_message
+from sapo_jax.swarm.wire.group_codec import open_group, pack_group, seal_group
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.swarm.wire.limits import CallLimits
-from sapo_jax.swarm.wire.messages import (
-    ErrorDetail,
-    GeneratorInfo,
-    OpenedGroup,
-    PeerExchange,
-    PeerRecord,
-    PublishRequest,
-    SignedGroup,
-    SignedPeerRecord,
-)
-from sapo_jax.swarm.wire.service_codec import error_detail_from_message, publish_request_to_message
+from sapo_jax.swarm.wire.peer_record_codec import pack_peer_record, seal_peer_record
+from sapo_jax.swarm.wire.requests import ErrorDetail, PeerExchange, PublishRequest
+from sapo_jax.swarm.wire.signed_content import GeneratorInfo, OpenedGroup, PeerRecord, SignedGroup, SignedPeerRecord
 from sapo_jax.types import Completion, FinishReason, Rollout, TaskRef
 
 SWARM = "test-swarm"
@@ -91,7 +86,7 @@ def signed_group(
         ttl_s=ttl_s,
         generator=GeneratorInfo(),
     )
-    return SignedGroup(envelope=seal(payload, identity))
+    return SignedGroup(envelope=seal_group(payload, identity))
 
 
 def opened(group: SignedGroup) -> OpenedGroup:
@@ -208,7 +203,7 @@ class Served:
             **options,
         )
 
-    def client(self) -> PeerClient:
+    def client(self) -> GrpcPeerClient:
         return self.pool.connect(self.address, self.certificate)
 
     def channel(self, **options: int) -> grpc.aio.Channel:
@@ -267,3 +262,40 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 def outcomes(results: Sequence[Any]) -> list[str]:
     return [result.outcome.value if result.reason is None else result.reason.value for result in results]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until something that is under way has happened."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def half_sent(served: Served, channel: grpc.aio.Channel | None = None) -> AsyncGenerator[HalfSent]:
+    """A call that has reached the server and whose body does not come."""
+    call = HalfSent(served, channel)
+    try:
+        yield call
+    finally:
+        call.task.cancel()
+        await asyncio.wait([call.task])
+
+
+class HalfSent:
+    def __init__(self, served: Served, channel: grpc.aio.Channel | None = None) -> None:
+        self.release = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            await self.release.wait()
+            yield publish_body(signed_group(Identity.generate()))
+
+        method = (channel or served.channel()).stream_unary(f"/{SERVICE}/PublishGroups")
+
+        async def make() -> bytes:
+            return await method(body(), timeout=14)
+
+        self.task = asyncio.ensure_future(make())
+
+
+def in_progress(served: Served) -> int:
+    return len(served.server._slots)

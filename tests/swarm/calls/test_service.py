@@ -11,11 +11,10 @@ from sapo_jax.swarm.calls.service import Phase
 from sapo_jax.swarm.calls.service_error import ServiceError, UnknownServiceError
 from sapo_jax.swarm.calls.status_codes import CODES, failure_of
 from sapo_jax.swarm.store.retention import StoreLimits
-from sapo_jax.swarm.wire.codec import group_id_of
 from sapo_jax.swarm.wire.errors import WireError, WireReason
+from sapo_jax.swarm.wire.group_codec import group_id_of
 from sapo_jax.swarm.wire.identity import Identity
-from sapo_jax.swarm.wire.messages import (
-    Envelope,
+from sapo_jax.swarm.wire.requests import (
     GetRequest,
     GroupCursor,
     ListRequest,
@@ -24,8 +23,8 @@ from sapo_jax.swarm.wire.messages import (
     PublishRequest,
     PublishResponse,
     SampleRequest,
-    SignedGroup,
 )
+from sapo_jax.swarm.wire.signed_content import Envelope, SignedGroup
 from tests.swarm.calls.hosts import SWARM, Host, outcomes, signed_group
 
 ANN = Identity.generate()

@@ -25,6 +25,7 @@ from sapo_jax.swarm.calls.invite import ExpiredInviteError, Invite, InviteError
 from sapo_jax.swarm.calls.service_error import ServiceError
 from sapo_jax.swarm.calls.trust import CERTIFICATE_FILE, TOKEN_FILE, Trust, TrustError, TrustMode, choose_trust
 from sapo_jax.swarm.wire.errors import WireReason
+from sapo_jax.swarm.wire.private_file import PrivateFileError
 from tests.swarm.calls.hosts import NOW, TOKEN
 
 DAY = datetime.timedelta(days=1)
@@ -196,6 +197,8 @@ def _line(fields: object) -> str:
         ({"swarm": ""}, "swarm"),
         ({"swarm": "é" * 33}, "swarm"),
         ({"swarm": 5}, "swarm"),
+        ({"swarm": "\x1b[31mred"}, "swarm"),
+        ({"swarm": "\u202egarden"}, "swarm"),
         ({"token": "short"}, "token"),
         ({"token": "white space " * 4}, "token"),
         ({"addresses": []}, "addresses"),
@@ -285,7 +288,7 @@ def test_an_unusable_token_file_is_named(tmp_path, content, mode, what):
     path = tmp_path / TOKEN_FILE
     path.write_text(content)
     path.chmod(mode)
-    with pytest.raises(TrustError, match=what) as caught:
+    with pytest.raises(PrivateFileError, match=what) as caught:
         closed(tmp_path)
     assert str(path) in str(caught.value) and path.read_text() == content
 

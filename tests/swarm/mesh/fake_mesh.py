@@ -27,11 +27,13 @@ from sapo_jax.swarm.sealing import Sealer
 from sapo_jax.swarm.store.clock import Clock
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.retention import StoreLimits
-from sapo_jax.swarm.wire.codec import open_group, open_peer_record
 from sapo_jax.swarm.wire.errors import WireError, WireReason
+from sapo_jax.swarm.wire.group_codec import open_group
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.swarm.wire.limits import DEFAULT_WIRE_LIMITS
-from sapo_jax.swarm.wire.messages import Envelope, GeneratorInfo, GroupRefPage, NodeInfo, PublishResponse, SignedGroup
+from sapo_jax.swarm.wire.peer_record_codec import open_peer_record
+from sapo_jax.swarm.wire.requests import GroupRefPage, NodeInfo, PublishResponse
+from sapo_jax.swarm.wire.signed_content import Envelope, GeneratorInfo, SignedGroup
 from tests.swarm.conftest import make_rollout
 
 SWARM = "test-swarm"

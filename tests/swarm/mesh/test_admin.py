@@ -8,17 +8,10 @@ import pytest
 
 from sapo_jax.swarm.calls.service import Phase
 from sapo_jax.swarm.calls.trust import Trust, TrustMode
-from sapo_jax.swarm.mesh.admin import (
-    FAR_SOCKET_FILE,
-    SERVICE,
-    SOCKET_DIRECTORY,
-    SOCKET_FILE,
-    AdminClient,
-    AdminError,
-    status_from_message,
-    status_to_message,
-)
+from sapo_jax.swarm.mesh.admin_client import AdminClient
+from sapo_jax.swarm.mesh.admin_socket import FAR_SOCKET_FILE, SERVICE, SOCKET_DIRECTORY, SOCKET_FILE, AdminError
 from sapo_jax.swarm.mesh.host_status import HostStatus, NodeFigures, PeerFigures, PeerState, headline
+from sapo_jax.swarm.mesh.status_codec import status_from_message, status_to_message
 from sapo_jax.swarm.wire.generated import node_admin_pb2 as pb
 from sapo_jax.swarm.wire.identity import Identity
 from tests.swarm.network_hubs import Collected, Hubs, wait_for

@@ -10,6 +10,7 @@ from sapo_jax.swarm.calls.invite import Invite, InviteError
 from sapo_jax.swarm.calls.trust import TrustError, TrustMode
 from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY, SWARM_ID_FILE, JoinError, plan_joining
 from sapo_jax.swarm.wire.addresses import AddressError
+from sapo_jax.swarm.wire.private_file import PrivateFileError
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 
@@ -65,6 +66,16 @@ def test_a_host_that_only_dials_out_or_is_insecure_has_no_invite(tmp_path):
     assert plan(tmp_path / "b", insecure_loopback=True).write_invite(["127.0.0.1:1"]) is None
 
 
+def test_people_are_told_how_others_join(tmp_path):
+    closed, insecure = plan(tmp_path / "a"), plan(tmp_path / "b", insecure_loopback=True)
+    invite = closed.directory / "invite"
+    line = closed.invitation(["10.0.0.1:5", "10.0.0.2:5"])
+    assert line == f"others join with --join=10.0.0.1:5 --invite={invite}"
+    assert Invite.load(invite, NOW).addresses == ("10.0.0.1:5", "10.0.0.2:5")
+    assert insecure.invitation(["127.0.0.1:5"]) == "others join with --join=127.0.0.1:5 --insecure_loopback"
+    assert closed.invitation([]) == ""
+
+
 def test_insecure_hosts_meet_without_any_file(tmp_path):
     first = plan(tmp_path / "a", insecure_loopback=True)
     second = plan(tmp_path / "b", insecure_loopback=True, join=["127.0.0.1:5"])
@@ -102,5 +113,5 @@ def test_a_damaged_swarm_id_is_named(tmp_path):
     plan(tmp_path)
     path = tmp_path / SWARM_DIRECTORY / SWARM_ID_FILE
     path.write_bytes(b"")
-    with pytest.raises(JoinError, match="holds no swarm id"):
+    with pytest.raises(PrivateFileError, match="holds no swarm id"):
         plan(tmp_path)

@@ -11,7 +11,7 @@ from sapo_jax.swarm.mesh.links import STRIKES
 from sapo_jax.swarm.mesh.mesh import MeshTimes
 from sapo_jax.swarm.mesh.push import PushLimits
 from sapo_jax.swarm.wire.identity import Identity
-from sapo_jax.swarm.wire.messages import GetResponse, GroupRef, GroupRefPage, SampleRequest, SampleResponse
+from sapo_jax.swarm.wire.requests import GetResponse, GroupRef, GroupRefPage, SampleRequest, SampleResponse
 from tests.swarm.mesh.fake_mesh import Fault, World, address_of
 
 

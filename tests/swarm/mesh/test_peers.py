@@ -12,11 +12,10 @@ from sapo_jax.swarm.mesh.peers import (
     MAX_BACKOFF_S,
     PeerBook,
     PeerLimits,
-    address_prefix,
     backoff_s,
 )
 from sapo_jax.swarm.mesh.scores import Scores
-from sapo_jax.swarm.wire.messages import Envelope, OpenedPeerRecord, PeerRecord
+from sapo_jax.swarm.wire.signed_content import Envelope, OpenedPeerRecord, PeerRecord
 
 
 class Clock:
@@ -336,17 +335,3 @@ def test_the_book_survives_in_a_file_and_forged_entries_are_left_out(book, clock
     assert names(fresh.to_dial()) == ["a", "c"]
     for damaged in (None, [], {"peer_records": None}, {"peer_records": {"a": 1}}):
         assert make_book(clock, scores).restore_json(damaged, open_record) == 0
-
-
-@pytest.mark.parametrize(
-    ("address", "prefix"),
-    [
-        ("10.1.2.3:50", "10.1.2.0/24"),
-        ("[2001:db8:1:2::3]:50", "2001:db8:1::/48"),
-        ("a.b.Example.org:50", "example.org"),
-        ("localhost:50", "localhost"),
-        (":50", ""),
-    ],
-)
-def test_prefixes(address, prefix):
-    assert address_prefix(address) == prefix

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from sapo_jax.swarm.mesh.presence import Presence
-from sapo_jax.swarm.wire.codec import open_peer_record
 from sapo_jax.swarm.wire.identity import Identity
+from sapo_jax.swarm.wire.peer_record_codec import open_peer_record
 
 SWARM = "test-swarm"
 

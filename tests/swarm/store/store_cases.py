@@ -9,7 +9,7 @@ from sapo_jax.swarm.store.clock import Clock
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.outbox import OutboxKey
 from sapo_jax.swarm.store.retention import StoreLimits
-from sapo_jax.swarm.wire.messages import Envelope, GeneratorInfo, OpenedGroup
+from sapo_jax.swarm.wire.signed_content import Envelope, GeneratorInfo, OpenedGroup
 from sapo_jax.types import Rollout, TaskRef
 
 

@@ -10,7 +10,7 @@ from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.records import UnknownCursorError
 from sapo_jax.swarm.store.retention import GroupState, StoreLimits
 from sapo_jax.swarm.wire.errors import WireReason
-from sapo_jax.swarm.wire.messages import GroupCursor, PublishOutcome
+from sapo_jax.swarm.wire.requests import GroupCursor, PublishOutcome
 from tests.swarm.store.store_cases import FakeTime, held_ids, ids, make_group, make_key, open_store
 
 ACCEPTED, DUPLICATE, REJECTED = PublishOutcome.ACCEPTED, PublishOutcome.DUPLICATE, PublishOutcome.REJECTED
@@ -348,4 +348,7 @@ def test_many_threads_share_one_store(opened):
     assert len(tailed) == len(set(tailed)) == expected
     assert store.stats().by_state == {GroupState.INFORMATIVE: expected}
     assert store.stats().duplicates == rounds * (workers - 1)
-    assert [store.next_sequence(f"own{worker}") for worker in range(workers)] == [rounds + 1] * workers
+    for worker in range(workers):
+        key = make_key(rounds, node_id=f"own{worker}")
+        made = store.publish(key, lambda sequence, worker=worker: make_group(f"own{worker}", sequence))
+        assert made.sequence == rounds + 1

@@ -14,7 +14,7 @@ from sapo_jax.swarm.store.clock import system_clock
 from sapo_jax.swarm.store.file import StoreError, StoreFullError
 from sapo_jax.swarm.store.group_store import GroupStore, free_disk_bytes
 from sapo_jax.swarm.store.retention import GroupState, StoreLimits
-from sapo_jax.swarm.wire.messages import PublishOutcome
+from sapo_jax.swarm.wire.requests import PublishOutcome
 from tests.swarm.store.store_cases import FakeTime, held_ids, ids, make_group, make_key, open_store
 
 ROOT = Path(__file__).parents[3]

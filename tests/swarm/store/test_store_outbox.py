@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sapo_jax.swarm.wire.codec import open_group, pack_group, reopen_group, seal
+from sapo_jax.swarm.wire.group_codec import open_group, pack_group, reopen_group, seal_group
 from sapo_jax.swarm.wire.identity import Identity
-from sapo_jax.swarm.wire.messages import GeneratorInfo, SignedGroup
+from sapo_jax.swarm.wire.signed_content import GeneratorInfo, SignedGroup
 from tests.swarm.store.store_cases import FakeTime, held_ids, ids, make_group, make_key, open_store
 
 
@@ -118,7 +118,7 @@ def test_sequences_rise_strictly_over_restarts(tmp_path, time):
     numbers = []
     for _ in range(4):
         store = open_store(tmp_path / "store.sqlite", time)
-        numbers += [store.next_sequence("own"), _publish(store, len(numbers))[0].sequence]
+        numbers += [_publish(store, len(numbers))[0].sequence, _publish(store, len(numbers) + 1)[0].sequence]
         store.close()
     assert numbers == list(range(1, 9))
 
@@ -161,7 +161,7 @@ def test_a_signed_group_passes_from_one_store_to_another_and_opens_after_a_resta
             ttl_s=600.0,
             generator=GeneratorInfo(),
         )
-        return open_group(SignedGroup(envelope=seal(payload, identity)), swarm_id="test")
+        return open_group(SignedGroup(envelope=seal_group(payload, identity)), swarm_id="test")
 
     sender, receiver = (open_store(tmp_path / f"{name}.sqlite", time) for name in ("sender", "receiver"))
     sender.publish(make_key(1, node_id=identity.node_id), make)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sapo_jax.swarm.store.retention import Entry, EvictionReason, GroupState, Retention, StoreLimits
-from sapo_jax.swarm.wire.messages import PublishOutcome
+from sapo_jax.swarm.wire.requests import PublishOutcome
 from tests.swarm.store.store_cases import FakeTime, held_ids, ids, make_group, open_store
 
 

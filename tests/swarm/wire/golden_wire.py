@@ -13,14 +13,15 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sapo_jax.swarm.wire import service_codec
-from sapo_jax.swarm.wire.codec import pack_group, pack_peer_record, parse, seal, seal_peer_record
+from sapo_jax.swarm.wire import codec_parts, group_calls_codec, host_calls_codec
 from sapo_jax.swarm.wire.errors import WireReason
 from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb
+from sapo_jax.swarm.wire.group_codec import pack_group, seal_group
 from sapo_jax.swarm.wire.identity import Identity
-from sapo_jax.swarm.wire.messages import (
+from sapo_jax.swarm.wire.parse import parse
+from sapo_jax.swarm.wire.peer_record_codec import pack_peer_record, seal_peer_record
+from sapo_jax.swarm.wire.requests import (
     ErrorDetail,
-    GeneratorInfo,
     GetRequest,
     GetResponse,
     GroupCursor,
@@ -30,16 +31,14 @@ from sapo_jax.swarm.wire.messages import (
     LoadLevel,
     NodeInfo,
     PeerExchange,
-    PeerRecord,
     PublishOutcome,
     PublishRequest,
     PublishResponse,
     PublishResult,
     SampleRequest,
     SampleResponse,
-    SignedGroup,
-    SignedPeerRecord,
 )
+from sapo_jax.swarm.wire.signed_content import GeneratorInfo, PeerRecord, SignedGroup, SignedPeerRecord
 from sapo_jax.types import Completion, FinishReason, Rollout, TaskRef
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -79,7 +78,7 @@ PEER_RECORD = PeerRecord(
     created_unix_s=1_800_000_000.5,
 )
 GROUP = SignedGroup(
-    envelope=seal(
+    envelope=seal_group(
         pack_group(
             ROLLOUT,
             swarm_id=SWARM_ID,
@@ -118,12 +117,18 @@ class Golden:
         return self.from_message(parse(self.message_type, raw))
 
 
+def conversion(name: str) -> Callable[..., Any]:
+    """Returns the function of the calls' codecs with this name."""
+    modules = (codec_parts, group_calls_codec, host_calls_codec)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
+
+
 def _golden(record: Any, message_type: type[Any], name: str, **options: Any) -> Golden:
-    read = getattr(service_codec, f"{name}_from_message")
+    read = conversion(f"{name}_from_message")
     return Golden(
         record=record,
         message_type=message_type,
-        to_message=getattr(service_codec, f"{name}_to_message"),
+        to_message=conversion(f"{name}_to_message"),
         from_message=lambda message: read(message, **options),
     )
 

@@ -7,11 +7,22 @@ from dataclasses import replace
 
 import pytest
 
-from sapo_jax.swarm.wire import service_codec
-from sapo_jax.swarm.wire.codec import open_group, open_peer_record, parse
+from sapo_jax.swarm.wire.codec_parts import error_detail_from_message, error_detail_to_message
 from sapo_jax.swarm.wire.errors import WireError, WireReason
 from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb
-from sapo_jax.swarm.wire.messages import (
+from sapo_jax.swarm.wire.group_calls_codec import (
+    get_request_from_message,
+    list_request_from_message,
+    publish_request_from_message,
+    publish_request_to_message,
+    publish_response_from_message,
+    sample_request_from_message,
+)
+from sapo_jax.swarm.wire.group_codec import open_group
+from sapo_jax.swarm.wire.host_calls_codec import node_info_from_message
+from sapo_jax.swarm.wire.parse import parse
+from sapo_jax.swarm.wire.peer_record_codec import open_peer_record
+from sapo_jax.swarm.wire.requests import (
     ErrorDetail,
     GetRequest,
     GroupCursor,
@@ -21,8 +32,9 @@ from sapo_jax.swarm.wire.messages import (
     PublishResult,
     SampleRequest,
 )
-from tests.swarm.wire import golden_wire, wire_fuzz
-from tests.swarm.wire.golden_wire import RECORDS, path_of
+from scripts.faults import wire_fuzz
+from tests.swarm.wire import golden_wire
+from tests.swarm.wire.golden_wire import RECORDS, conversion, path_of
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -96,7 +108,7 @@ IDS = golden_wire.IDS
 )
 def test_a_broken_rule_is_named(name, message, field):
     with pytest.raises(WireError) as caught:
-        getattr(service_codec, f"{name}_from_message")(message)
+        conversion(f"{name}_from_message")(message)
     assert (caught.value.reason, caught.value.field) == (WireReason.FIELD, field)
 
 
@@ -114,7 +126,7 @@ def test_a_broken_rule_is_named(name, message, field):
 )
 def test_what_is_too_large_is_named(name, message, field):
     with pytest.raises(WireError) as caught:
-        getattr(service_codec, f"{name}_from_message")(message)
+        conversion(f"{name}_from_message")(message)
     assert (caught.value.reason, caught.value.field) == (WireReason.TOO_LARGE, field)
 
 
@@ -147,69 +159,67 @@ def test_what_is_too_large_is_named(name, message, field):
 )
 def test_a_response_that_answers_something_else_is_named(name, message, field):
     with pytest.raises(WireError) as caught:
-        getattr(service_codec, f"{name}_from_message")(message, asked=2)
+        conversion(f"{name}_from_message")(message, asked=2)
     assert caught.value.field == field
 
 
 def test_limits_are_inclusive():
-    sample = service_codec.sample_request_from_message(pb.SampleGroupsRequest(count=64))
+    sample = sample_request_from_message(pb.SampleGroupsRequest(count=64))
     assert sample == SampleRequest(count=64)
-    listing = service_codec.list_request_from_message(pb.ListGroupsRequest(page_size=1000))
+    listing = list_request_from_message(pb.ListGroupsRequest(page_size=1000))
     assert listing == ListRequest(max_references=1000)
     full = pb.PublishGroupsRequest(groups=[pb.SignedGroup()] * 32)
-    assert len(service_codec.publish_request_from_message(full).groups) == 32
+    assert len(publish_request_from_message(full).groups) == 32
 
 
 def test_ids_asked_for_twice_are_answered_once():
-    request = service_codec.get_request_from_message(pb.GetGroupsRequest(group_ids=[IDS[1], IDS[0], IDS[1]]))
+    request = get_request_from_message(pb.GetGroupsRequest(group_ids=[IDS[1], IDS[0], IDS[1]]))
     assert request == GetRequest(group_ids=(IDS[1], IDS[0]))
 
 
 def test_unknown_values_of_enums_read_as_the_schema_says():
     raw = pb.PublishGroupsResponse(results=[{"outcome": 99, "reason": 99}, {"outcome": 1, "reason": 2}])
-    first, second = service_codec.publish_response_from_message(raw, asked=2).results
+    first, second = publish_response_from_message(raw, asked=2).results
     assert (first.outcome, first.reason) == (PublishOutcome.REJECTED, WireReason.INTERNAL)
     assert second == PublishResult(group_id=b"", outcome=PublishOutcome.ACCEPTED)
-    assert service_codec.node_info_from_message(pb.GetNodeInfoResponse()).load_level is LoadLevel.NORMAL
-    assert service_codec.node_info_from_message(pb.GetNodeInfoResponse(load_level=9)).load_level is LoadLevel.BUSY
-    assert service_codec.error_detail_from_message(pb.ErrorDetail(reason=99)).reason is WireReason.INTERNAL
+    assert node_info_from_message(pb.GetNodeInfoResponse()).load_level is LoadLevel.NORMAL
+    assert node_info_from_message(pb.GetNodeInfoResponse(load_level=9)).load_level is LoadLevel.BUSY
+    assert error_detail_from_message(pb.ErrorDetail(reason=99)).reason is WireReason.INTERNAL
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(-5, 0.0), (0, 0.0), (7, 7.0), (2**62, 3600.0)])
 def test_a_peer_cannot_send_us_away_for_ever(seconds, expected):
-    detail = service_codec.error_detail_from_message(pb.ErrorDetail(reason=10, retry_delay={"seconds": seconds}))
+    detail = error_detail_from_message(pb.ErrorDetail(reason=10, retry_delay={"seconds": seconds}))
     assert detail.retry_after_s == expected
     raw = pb.PublishGroupsResponse(results=[{"retry_delay": {"seconds": seconds}}])
-    assert service_codec.publish_response_from_message(raw, asked=1).results[0].retry_after_s == expected
+    assert publish_response_from_message(raw, asked=1).results[0].retry_after_s == expected
 
 
 def test_t16_texts_that_are_shown_arrive_harmless():
     hostile = "\x1b[2Jall\r\ngood\u202e" + "x" * 500
-    detail = service_codec.error_detail_from_message(
-        pb.ErrorDetail(reason=26, field_path=hostile, limit=hostile, error_id=hostile)
-    )
+    detail = error_detail_from_message(pb.ErrorDetail(reason=26, field_path=hostile, limit=hostile, error_id=hostile))
     for text in (detail.field, detail.limit, detail.error_id):
         assert text.startswith("[2Jall  goodx") and text.isprintable() and len(text) <= 128
-    info = service_codec.node_info_from_message(pb.GetNodeInfoResponse(software_version=hostile))
+    info = node_info_from_message(pb.GetNodeInfoResponse(software_version=hostile))
     assert info.software_version.isprintable() and len(info.software_version) <= 64
 
 
 def test_a_bad_group_does_not_spoil_the_request():
     good = golden_wire.GROUP
     bad = replace(good, algorithm=7, age_s=0.0)
-    raw = service_codec.publish_request_to_message(replace(RECORDS["publish_request"].record, groups=(bad, good)))
+    raw = publish_request_to_message(replace(RECORDS["publish_request"].record, groups=(bad, good)))
     odd = parse(pb.PublishGroupsRequest, raw.SerializeToString())
     odd.groups[0].age.seconds = -(2**63)
-    request = service_codec.publish_request_from_message(odd)
+    request = publish_request_from_message(odd)
     assert request.groups[1] == good
     assert request.groups[0].algorithm == 7 and request.groups[0].age_s < 0
 
 
 def test_details_without_content_stay_small():
     detail = ErrorDetail(reason=WireReason.DRAINING)
-    message = service_codec.error_detail_to_message(detail)
-    assert service_codec.error_detail_from_message(message) == detail
+    message = error_detail_to_message(detail)
+    assert error_detail_from_message(message) == detail
     assert len(message.SerializeToString()) == 2
     cursor = GroupCursor(epoch="e", sequence=0)
-    with_cursor = service_codec.error_detail_to_message(replace(detail, oldest_cursor=cursor))
-    assert service_codec.error_detail_from_message(with_cursor).oldest_cursor == cursor
+    with_cursor = error_detail_to_message(replace(detail, oldest_cursor=cursor))
+    assert error_detail_from_message(with_cursor).oldest_cursor == cursor

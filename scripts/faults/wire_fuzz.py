@@ -1,8 +1,9 @@
-"""Signed groups as a hostile or broken peer would send them, each with what the codec must make of it.
+"""Signed groups as a hostile or broken peer would send them, each with what opening it must say.
 
 Structure-aware: most cases start from a valid group, break one rule, and are signed again with a
-valid key, so that they get past the signature to the rule. Everything follows from one generator of
-random numbers. `cases` is an endless stream; its users decide how many they want.
+valid key, so that they get past the signature to the rule. Everything, keys included, follows from one
+generator of random numbers. `cases` is an endless stream; its users decide how many they want.
+`crafted` goes once through all that is broken on purpose.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sapo_jax.swarm.wire.codec import seal
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from sapo_jax.swarm.wire.errors import WireReason
 from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb
+from sapo_jax.swarm.wire.group_codec import seal_group
 from sapo_jax.swarm.wire.identity import PEER_LABEL, Identity
-from sapo_jax.swarm.wire.messages import SignedGroup
+from sapo_jax.swarm.wire.signed_content import SignedGroup
 
 SWARM_ID = "fuzzed"
 
@@ -44,42 +47,75 @@ class Case:
     resigned: bool
 
 
+def make_identities(rng: random.Random, count: int) -> list[Identity]:
+    """Returns keys that follow from `rng`."""
+    return [Identity(Ed25519PrivateKey.from_private_bytes(rng.randbytes(32))) for _ in range(count)]
+
+
 def cases(seed: int) -> Iterator[Case]:
-    """Yields cases without end: a third break one field, a third damage bytes, the rest attack other places."""
+    """Yields cases of a few publishers without end."""
     rng = random.Random(seed)
-    identities = [Identity.generate() for _ in range(4)]
-    fields, wires, envelopes = list(FIELD_BREAKS), list(PAYLOADS), list(ENVELOPES)
+    identities = make_identities(rng, 4)
     while True:
-        identity = rng.choice(identities)
-        kind = rng.randrange(12)
-        if kind < 4:
-            name = rng.choice(fields)
-            breaking, expected = FIELD_BREAKS[name]
-            message = valid_group(rng)
-            breaking(message, rng)
-            yield _signed(f"field {name}", message.SerializeToString(), identity, expected)
-        elif kind < 8:
-            payload = valid_group(rng).SerializeToString()
-            for _ in range(rng.choice((1, 1, 1, 2, 5))):
-                payload = damage(payload, rng)
-            yield _signed("damaged bytes", payload, identity, ANY)
-        elif kind < 10:
-            name = rng.choice(envelopes)
-            change, expected, resigned = ENVELOPES[name]
-            signed = SignedGroup(envelope=seal(valid_group(rng).SerializeToString(), identity))
-            yield Case(
-                name=f"envelope {name}", signed=change(signed, identity, rng), expected=expected, resigned=resigned
-            )
-        elif kind < 11:
-            name = rng.choice(wires)
-            make, expected = PAYLOADS[name]
-            yield _signed(f"payload {name}", make(valid_group(rng).SerializeToString(), rng), identity, expected)
-        else:
-            yield _signed("valid", valid_group(rng).SerializeToString(), identity, OPEN)
+        yield group_case(rng, rng.choice(identities))
+
+
+def group_case(rng: random.Random, identity: Identity) -> Case:
+    """Returns one case: of a third one field is broken, of a third bytes are damaged, the rest attack elsewhere."""
+    kind = rng.randrange(12)
+    if kind < 4:
+        return field_case(rng.choice(_FIELD_NAMES), rng, identity)
+    if kind < 8:
+        payload = valid_group(rng).SerializeToString()
+        for _ in range(rng.choice((1, 1, 1, 2, 5))):
+            payload = damage(payload, rng)
+        return _signed("damaged bytes", payload, identity, ANY)
+    if kind < 10:
+        return envelope_case(rng.choice(_ENVELOPE_NAMES), rng, identity)
+    if kind < 11:
+        return payload_case(rng.choice(_PAYLOAD_NAMES), rng, identity)
+    return valid_case(rng, identity)
+
+
+def crafted(rng: random.Random, identity: Identity) -> Iterator[Case]:
+    """Yields one case for everything that is broken on purpose, and a valid one."""
+    for name in _FIELD_NAMES:
+        yield field_case(name, rng, identity)
+    for name in _PAYLOAD_NAMES:
+        yield payload_case(name, rng, identity)
+    for name in _ENVELOPE_NAMES:
+        yield envelope_case(name, rng, identity)
+    yield valid_case(rng, identity)
+
+
+def valid_case(rng: random.Random, identity: Identity) -> Case:
+    """Returns a group that keeps every rule."""
+    return _signed("valid", valid_group(rng).SerializeToString(), identity, OPEN)
+
+
+def field_case(name: str, rng: random.Random, identity: Identity) -> Case:
+    """Returns a group with one broken field, by the name in `FIELD_BREAKS`."""
+    breaking, expected = FIELD_BREAKS[name]
+    message = valid_group(rng)
+    breaking(message, rng)
+    return _signed(f"field {name}", message.SerializeToString(), identity, expected)
+
+
+def payload_case(name: str, rng: random.Random, identity: Identity) -> Case:
+    """Returns a group with a payload that no message class would write, by the name in `PAYLOADS`."""
+    make, expected = PAYLOADS[name]
+    return _signed(f"payload {name}", make(valid_group(rng).SerializeToString(), rng), identity, expected)
+
+
+def envelope_case(name: str, rng: random.Random, identity: Identity) -> Case:
+    """Returns a group whose envelope is attacked, by the name in `ENVELOPES`."""
+    change, expected, resigned = ENVELOPES[name]
+    signed = SignedGroup(envelope=seal_group(valid_group(rng).SerializeToString(), identity))
+    return Case(name=f"envelope {name}", signed=change(signed, identity, rng), expected=expected, resigned=resigned)
 
 
 def _signed(name: str, payload: bytes, identity: Identity, expected: WireReason | str) -> Case:
-    return Case(name=name, signed=SignedGroup(envelope=seal(payload, identity)), expected=expected, resigned=True)
+    return Case(name=name, signed=SignedGroup(envelope=seal_group(payload, identity)), expected=expected, resigned=True)
 
 
 def valid_group(rng: random.Random) -> pb.RolloutGroup:
@@ -311,3 +347,5 @@ ENVELOPES: Mapping[str, tuple[Change, WireReason | str, bool]] = {
     "signature for a peer record": (_other_label, WireReason.BAD_SIGNATURE, False),
     "other payload": (_other_payload, WireReason.BAD_SIGNATURE, False),
 }
+
+_FIELD_NAMES, _PAYLOAD_NAMES, _ENVELOPE_NAMES = list(FIELD_BREAKS), list(PAYLOADS), list(ENVELOPES)

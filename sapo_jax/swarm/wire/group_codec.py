@@ -1,9 +1,7 @@
-"""Signed content: rollout groups and peer records as bytes, and back into checked records.
+"""Rollout groups as signed bytes, and back into checked records.
 
 Opening a group goes from cheap to dear, and what fails early costs little: sizes, a strict parse, the
 signature, the swarm, then every field rule. Nothing a stranger sends raises anything but `WireError`.
-Requests and responses are `service_codec`'s; only these two and the two ends of the wire
-import the generated messages.
 """
 
 from __future__ import annotations
@@ -13,16 +11,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from sapo_jax.swarm.wire.envelope import check_envelope, check_signature, seal
 from sapo_jax.swarm.wire.errors import WireError, WireReason
 from sapo_jax.swarm.wire.field_rules import (
     COUNTER_LIMIT,
     DIGEST_BYTES,
     SEED_LIMIT,
-    check_address,
     check_bytes,
     check_dataset,
     check_range,
     check_size,
+    check_swarm_id,
     check_text,
     digest_to_bytes,
     field_error,
@@ -30,32 +29,14 @@ from sapo_jax.swarm.wire.field_rules import (
     valid_utf8,
 )
 from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb
-from sapo_jax.swarm.wire.identity import (
-    GROUP_LABEL,
-    PEER_LABEL,
-    PUBLIC_KEY_BYTES,
-    SIGNATURE_BYTES,
-    Identity,
-    is_signed,
-    node_id_of,
-)
+from sapo_jax.swarm.wire.identity import GROUP_LABEL, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, node_id_of
 from sapo_jax.swarm.wire.limits import DEFAULT_WIRE_LIMITS, WireLimits
-from sapo_jax.swarm.wire.messages import (
-    Envelope,
-    GeneratorInfo,
-    OpenedGroup,
-    OpenedPeerRecord,
-    PeerRecord,
-    SignedGroup,
-    SignedPeerRecord,
-)
 from sapo_jax.swarm.wire.parse import parse
+from sapo_jax.swarm.wire.signed_content import Envelope, GeneratorInfo, OpenedGroup, SignedGroup
 from sapo_jax.swarm.wire.spans import duration_from_seconds, seconds_of, timestamp_from_seconds
 from sapo_jax.types import Completion, FinishReason, Rollout, TaskRef
 
 SCHEMA_MINOR = 1
-ED25519 = int(pb.SIGNATURE_ALGORITHM_ED25519)
-NONCE_BYTES = 16
 
 _PRINTABLE_ASCII = re.compile(r"[ -~]*")
 _FINISH_REASON_NUMBERS: Mapping[FinishReason, pb.FinishReason] = {
@@ -152,9 +133,9 @@ def pack_group(
     return payload
 
 
-def seal(payload: bytes, identity: Identity) -> Envelope:
+def seal_group(payload: bytes, identity: Identity) -> Envelope:
     """Returns a packed group in the envelope that `identity` signs."""
-    return _seal(payload, identity, GROUP_LABEL)
+    return seal(payload, identity, GROUP_LABEL)
 
 
 def open_group(signed: SignedGroup, *, swarm_id: str, limits: WireLimits = DEFAULT_WIRE_LIMITS) -> OpenedGroup:
@@ -164,11 +145,11 @@ def open_group(signed: SignedGroup, *, swarm_id: str, limits: WireLimits = DEFAU
         WireError: TOO_LARGE, HOPS, UNKNOWN_ALGORITHM, MALFORMED, BAD_SIGNATURE, WRONG_SWARM, FIELD or EXPIRED,
             checked in about this order.
     """
-    _check_envelope(signed.envelope, signed.algorithm, limits.max_payload_bytes)
+    check_envelope(signed.envelope, signed.algorithm, limits.max_payload_bytes)
     if signed.hops > limits.max_hops:
         raise WireError(WireReason.HOPS, f"a group passes at most {limits.max_hops} relays", field="hops")
     message = parse(pb.RolloutGroup, signed.envelope.payload, limits, max_fields=limits.max_payload_fields)
-    _check_signature(signed.envelope, GROUP_LABEL)
+    check_signature(signed.envelope, GROUP_LABEL)
     opened = _read_group(message, signed, swarm_id, limits)
     if opened.age_s >= opened.ttl_s:
         raise WireError(WireReason.EXPIRED, "is not below the time to live", field="age")
@@ -183,79 +164,9 @@ def reopen_group(signed: SignedGroup, *, swarm_id: str, limits: WireLimits = DEF
     Raises:
         WireError: as `open_group`, but for those three; the kept bytes are damaged.
     """
-    _check_envelope(signed.envelope, signed.algorithm, limits.max_payload_bytes)
+    check_envelope(signed.envelope, signed.algorithm, limits.max_payload_bytes)
     message = parse(pb.RolloutGroup, signed.envelope.payload, limits, max_fields=limits.max_payload_fields)
     return _read_group(message, signed, swarm_id, limits)
-
-
-def pack_peer_record(record: PeerRecord, *, limits: WireLimits = DEFAULT_WIRE_LIMITS) -> bytes:
-    """Returns the payload to sign.
-
-    Raises:
-        WireError: FIELD or TOO_LARGE, for whatever a receiver would refuse.
-    """
-    check_range(record.sequence, COUNTER_LIMIT, "sequence")
-    message = pb.PeerRecord(
-        swarm_id=valid_utf8(record.swarm_id),
-        addresses=[valid_utf8(address) for address in record.addresses],
-        certificate=record.certificate,
-        session_nonce=record.session_nonce,
-        sequence=record.sequence,
-        create_time=timestamp_from_seconds(record.created_unix_s),
-        software_version=valid_utf8(record.software_version),
-        catalog_digests=[digest_to_bytes(digest, "catalog_digests") for digest in record.catalog_digests],
-        reachable=record.reachable,
-    )
-    payload = message.SerializeToString(deterministic=True)
-    check_size(len(payload), limits.max_peer_record_bytes, "payload")
-    _read_peer_record(
-        parse(pb.PeerRecord, payload, limits, max_fields=limits.max_payload_fields), record.swarm_id, limits
-    )
-    return payload
-
-
-def seal_peer_record(payload: bytes, identity: Identity) -> Envelope:
-    """Returns a packed peer record in the envelope that `identity` signs."""
-    return _seal(payload, identity, PEER_LABEL)
-
-
-def open_peer_record(
-    signed: SignedPeerRecord, *, swarm_id: str, limits: WireLimits = DEFAULT_WIRE_LIMITS
-) -> OpenedPeerRecord:
-    """Returns the peer record that a stranger sent, once its signature and fields are checked.
-
-    Raises:
-        WireError: TOO_LARGE, UNKNOWN_ALGORITHM, MALFORMED, BAD_SIGNATURE, WRONG_SWARM or FIELD.
-    """
-    envelope = signed.envelope
-    _check_envelope(envelope, signed.algorithm, limits.max_peer_record_bytes)
-    message = parse(pb.PeerRecord, envelope.payload, limits, max_fields=limits.max_payload_fields)
-    _check_signature(envelope, PEER_LABEL)
-    record = _read_peer_record(message, swarm_id, limits)
-    return OpenedPeerRecord(node_id=node_id_of(envelope.public_key), envelope=envelope, record=record)
-
-
-def _seal(payload: bytes, identity: Identity, label: bytes) -> Envelope:
-    return Envelope(payload=payload, public_key=identity.public_key, signature=identity.sign(label, payload))
-
-
-def _check_envelope(envelope: Envelope, algorithm: int, max_payload_bytes: int) -> None:
-    check_size(len(envelope.payload), max_payload_bytes, "payload")
-    if algorithm != ED25519:
-        raise WireError(WireReason.UNKNOWN_ALGORITHM, "must be Ed25519", field="algorithm")
-    check_bytes(envelope.public_key, PUBLIC_KEY_BYTES, "public_key")
-    check_bytes(envelope.signature, SIGNATURE_BYTES, "signature")
-
-
-def _check_signature(envelope: Envelope, label: bytes) -> None:
-    if not is_signed(envelope.public_key, envelope.signature, label, envelope.payload):
-        raise WireError(WireReason.BAD_SIGNATURE, "does not fit key and payload", field="signature")
-
-
-def _check_swarm(received: str, own: str, limits: WireLimits) -> None:
-    check_text(received, limits.max_swarm_id_bytes, "swarm_id")
-    if received != own:
-        raise WireError(WireReason.WRONG_SWARM, "is not this swarm", field="swarm_id")
 
 
 def _read_group(message: pb.RolloutGroup, signed: SignedGroup, swarm_id: str, limits: WireLimits) -> OpenedGroup:
@@ -314,7 +225,7 @@ def _read_group(message: pb.RolloutGroup, signed: SignedGroup, swarm_id: str, li
 
 def _check_group(message: pb.RolloutGroup, swarm_id: str, limits: WireLimits) -> None:
     """Raises WireError unless every field keeps its rule."""
-    _check_swarm(message.swarm_id, swarm_id, limits)
+    check_swarm_id(message.swarm_id, swarm_id, limits.max_swarm_id_bytes)
     if not message.HasField("task"):
         raise field_error("task", "is required")
     task = message.task
@@ -360,25 +271,3 @@ def _check_generator(generator: pb.GeneratorInfo, limits: WireLimits) -> None:
         raise field_error("generator.temperature", "must be finite and at least 0")
     if not 0.0 <= generator.top_p <= 1.0:
         raise field_error("generator.top_p", "must be in [0, 1]")
-
-
-def _read_peer_record(message: pb.PeerRecord, swarm_id: str, limits: WireLimits) -> PeerRecord:
-    _check_swarm(message.swarm_id, swarm_id, limits)
-    for i, address in enumerate(message.addresses):
-        check_address(address, limits.max_address_bytes, f"addresses[{i}]")
-    check_bytes(message.session_nonce, NONCE_BYTES, "session_nonce")
-    check_range(message.sequence, COUNTER_LIMIT, "sequence")
-    check_text(message.software_version, limits.max_software_version_bytes, "software_version")
-    for i, digest in enumerate(message.catalog_digests):
-        check_bytes(digest, DIGEST_BYTES, f"catalog_digests[{i}]")
-    return PeerRecord(
-        swarm_id=message.swarm_id,
-        addresses=tuple(message.addresses),
-        certificate=message.certificate,
-        session_nonce=message.session_nonce,
-        sequence=message.sequence,
-        software_version=message.software_version,
-        catalog_digests=tuple(digest.hex() for digest in message.catalog_digests),
-        reachable=message.reachable,
-        created_unix_s=seconds_of(message.create_time),
-    )
