@@ -1,0 +1,261 @@
+"""Publishing to one host: how fast with all checks, and what ten times more than it takes does to it.
+
+Speed is measured as by `scripts/bench_exchange.py`, over TLS. Overload is a relay as anybody starts it, in
+a closed swarm with its own limits, and processes that hold its invite: hundreds of callers with small and
+with the largest groups, and then as many callers as there are places, each of which keeps back the end
+of the largest request. The memory of the relay's process is looked at all the time.
+
+Its cap: what the process held before; for every call that may be in progress a largest request, twice,
+because the transport keeps what it has received until the whole is handed to us in one piece; and the
+queue of what is not yet verified. A store on disk is not memory. How long an admitted call takes is seen
+by a caller beside the crowd, which has a process to itself and offers a small group now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sapo_jax.swarm.calls.certificate import HostCertificate
+from sapo_jax.swarm.calls.invite import Invite
+from sapo_jax.swarm.calls.trust import Trust, TrustMode
+from sapo_jax.swarm.wire.limits import DEADLINES, DEFAULT_WIRE_LIMITS, MIB, CallLimits
+from scripts.bench_exchange import (
+    TARGET_GROUPS_PER_S,
+    TARGET_P99_MS,
+    calls_of,
+    make_groups,
+    publish,
+)
+from scripts.bench_exchange import measure as measure_case
+from scripts.faults.figures import Figure, Setting
+from scripts.faults.host_process import ROOT, HostProcess, wait_until
+from scripts.faults.process_samples import look
+from scripts.faults.publish_caller import PAUSE_S, Caller, Seen, bodies_of, connect, merged, seen_from_json
+
+CASE_GROUPS = 12_000
+GROUP_BYTES = 8_192
+LARGEST_BYTES = 512 * 1024 + 400  # the most text of a group, and what surrounds it
+IN_FLIGHT = 32
+OVERLOAD_S = 40.0
+HOLD_S = 3.0  # the host waits for a body for 5 s
+AFTER_GROUPS = 1_000
+START_S = 60.0
+LOOK_S = 0.05
+PROBE_S = 0.02  # between two groups of the caller beside the crowd
+CAP_MIB = (2 * CallLimits().max_calls * DEFAULT_WIRE_LIMITS.max_message_bytes + CallLimits().max_queued_bytes) / MIB
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """Measures both."""
+    return [*measure_speed(setting), *measure_overload(setting)]
+
+
+def measure_speed(setting: Setting) -> list[Figure]:
+    """Returns groups a second and the 99th percentile of a call, for one and for sixteen groups a call."""
+    groups = make_groups(setting.scaled(CASE_GROUPS, least=64), GROUP_BYTES)
+    figures: list[Figure] = []
+    for batch in (1, 16):
+        case = measure_case(TrustMode.CLOSED, groups, batch, calls_of(IN_FLIGHT, batch))
+        setting.say(f"{batch} a call: {case.groups_per_s:.0f} groups/s, p99 {case.p99_ms:.1f} ms")
+        how = f"{case.groups} groups of {GROUP_BYTES // 1024} KiB, TLS, {case.calls} calls at a time, store on disk"
+        figures += [
+            Figure(
+                name=f"published with all checks, {batch} a call",
+                value=case.groups_per_s,
+                unit="groups/s",
+                at_least=TARGET_GROUPS_PER_S,
+                detail=f"{how}; {case.server_cpu_ms_per_group:.2f} ms of the host's CPU a group",
+            ),
+            Figure(name=f"p99 of a call with {batch}", value=case.p99_ms, unit="ms", at_most=TARGET_P99_MS, detail=how),
+        ]
+    return figures
+
+
+def measure_overload(setting: Setting) -> list[Figure]:
+    """Returns memory, refusals and times of a relay that is offered ten times what it takes."""
+    relay = HostProcess(setting.workdir / "relay", "sapo_jax.relay")
+    try:
+        relay.start()
+        if not wait_until(relay.invite.exists, START_S):
+            raise RuntimeError(f"the relay did not start: {(relay.workdir / 'output.txt').read_text()}")
+        invite = Invite.load(relay.invite, datetime.datetime.now(datetime.UTC))
+        _publish_after(invite, setting.scaled(AFTER_GROUPS, least=20))  # has loaded all that a call needs
+        seconds = max(2.0, OVERLOAD_S * setting.scale)
+        with Memory(relay) as memory:
+            before_mib = memory.now()
+            setting.say(f"the relay holds {before_mib:.0f} MiB; overload for {seconds:.0f} s")
+            small = ["--batch=32", f"--bodies={setting.scaled(700, least=20)}", "--callers=112", f"--seconds={seconds}"]
+            large = ["--batch=7", f"--size_bytes={LARGEST_BYTES}", "--bodies=8", "--callers=16", f"--seconds={seconds}"]
+            with Probe(invite, groups=round(seconds / PROBE_S)) as probe:
+                flood = _run_callers(relay.invite, [small, small, small, large], probe.start)
+            setting.say(f"offered {flood.offered}, accepted {flood.accepted}, refused {dict(flood.refused)}")
+            flood_mib = memory.peak()
+            held_options = ["--batch=7", f"--size_bytes={LARGEST_BYTES}", "--bodies=16", "--callers=128"]
+            held = _run_callers(relay.invite, [[*held_options, f"--hold_s={HOLD_S}"]])
+            setting.say(f"held bodies: accepted {held.accepted}, late {held.late}, refused {dict(held.refused)}")
+            peak_mib = memory.peak()
+        after_s, after = _publish_after(invite, setting.scaled(AFTER_GROUPS, least=20))
+        setting.say(f"peak {flood_mib:.0f} MiB, with held bodies {peak_mib:.0f} MiB")
+        relay.stop()
+    finally:
+        relay.end()
+    both = merged([flood, held, probe.seen])
+    allowed_mib = before_mib + CAP_MIB
+    return [
+        Figure(
+            name="overload: offered beside accepted",
+            value=flood.offered / max(1, flood.accepted),
+            unit="times",
+            at_least=10.0,
+            detail=f"{flood.offered} groups offered in {seconds:.0f} s, {flood.accepted} accepted, {flood.known} known",
+        ),
+        Figure(
+            name="overload: memory beside its cap",
+            value=peak_mib / allowed_mib,
+            unit="times",
+            at_most=1.2,
+            detail=f"peak {peak_mib:.0f} MiB ({flood_mib:.0f} without held bodies); cap {allowed_mib:.0f} MiB: "
+            f"{before_mib:.0f} before, {CallLimits().max_calls} requests of 4 MiB twice, 64 MiB not yet verified",
+        ),
+        Figure(
+            name="overload: refusals that are not RESOURCE_EXHAUSTED with a hint",
+            value=sum(both.wrong.values()),
+            at_most=0,
+            detail=f"groups; {both.wrong.most_common(3)}"
+            if both.wrong
+            else f"of {sum(both.refused.values())} groups: "
+            + ", ".join(f"{name} {count}" for name, count in both.refused.most_common()),
+        ),
+        Figure(
+            name="overload: p99 of admitted calls",
+            value=_percentile_ms(probe.seen.admitted_s, 99),
+            unit="ms",
+            at_most=250.0,
+            detail=f"{len(probe.seen.admitted_s)} groups of a caller beside the crowd, "
+            f"{sum(probe.seen.refused.values())} refused; "
+            f"the crowd itself, whose processes fill the machine: {_percentile_ms(flood.admitted_s, 99):.0f} ms",
+        ),
+        Figure(
+            name="after overload: p99 of a call",
+            value=_percentile_ms(after, 99),
+            unit="ms",
+            at_most=TARGET_P99_MS,
+            detail=f"{len(after)} groups, one a call, all accepted, {len(after) / after_s:.0f}/s",
+        ),
+        Figure(
+            name="after overload: failures of the relay", value=relay.failures, at_most=0, detail="crash or bad stop"
+        ),
+    ]
+
+
+class Memory:
+    """Looks at the resident memory of a process all the time, in a thread of its own."""
+
+    def __init__(self, host: HostProcess) -> None:
+        assert host.pid is not None
+        self._pid = host.pid
+        self._peak_mib = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def now(self) -> float:
+        """Returns what it holds now, in MiB."""
+        return look("host", self._pid, 0.0).rss_mib
+
+    def peak(self) -> float:
+        """Returns the most it was seen to hold so far, in MiB."""
+        return self._peak_mib
+
+    def _run(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while not self._stopping.wait(LOOK_S):
+                self._peak_mib = max(self._peak_mib, self.now())
+
+
+class Probe:
+    """A caller beside the crowd: offers one small group after the other, in a thread of this process."""
+
+    def __init__(self, invite: Invite, *, groups: int) -> None:
+        self.seen = Seen()
+        self._invite = invite
+        self._bodies = bodies_of(make_groups(max(10, groups), GROUP_BYTES, swarm_id=invite.swarm_id), 1)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def start(self) -> None:
+        """Begins."""
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    async def _run(self) -> None:
+        channel = connect(self._invite, self._invite.addresses[0])
+        caller = Caller(channel, self._invite.token, self.seen, timeout_s=DEADLINES["PublishGroups"].client_s)
+        for body in self._bodies:
+            while not self._stopping.is_set() and not await caller.offer(body, 1):
+                await asyncio.sleep(PAUSE_S / 2)
+            if self._stopping.is_set():
+                break
+            await asyncio.sleep(PROBE_S)
+        await channel.close()
+
+
+def _percentile_ms(seconds: Sequence[float], percent: float) -> float:
+    return float(np.percentile(np.array(seconds) * 1e3, percent)) if seconds else float("nan")
+
+
+def _run_callers(invite: Path, commands: Sequence[Sequence[str]], begin: Callable[[], None] = lambda: None) -> Seen:
+    """Runs processes of callers that begin together; returns what they saw."""
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(_caller(invite, command)) for command in commands]
+        for process in processes:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != "ready":
+                raise RuntimeError("a process of callers did not start")
+        begin()
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return merged([seen_from_json(process.stdout.readline()) for process in processes if process.stdout])
+
+
+@contextlib.contextmanager
+def _caller(invite: Path, options: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "scripts.faults.publish_caller", f"--invite={invite}", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _publish_after(invite: Invite, count: int) -> tuple[float, list[float]]:
+    """Publishes as an honest host does, one group a call; raises if one is not accepted."""
+    certificate = HostCertificate.generate(datetime.datetime.now(datetime.UTC))  # never shown: it only calls
+    trust = Trust(mode=TrustMode.CLOSED, certificate=certificate, token=invite.token)
+    groups = make_groups(count, GROUP_BYTES, swarm_id=invite.swarm_id)
+    return asyncio.run(publish(invite.addresses[0], trust, invite.certificate, groups, 1, 4))

@@ -1,0 +1,312 @@
+"""A swarm that runs for twenty minutes: what its processes hold at minute 20 beside minute 10.
+
+Four real processes on this machine: a training host, which is measured, with evaluations, reports and
+checkpoints as users have them; a relay, which is measured too; another training host; and a light
+publisher with many identities, which sends far more groups than anybody uses, so that every store
+reaches its limits in the first minutes. Relays come and go all the time, some under a new identity
+and some under a known one. Every look at /proc is kept in `samples.csv`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sapo_jax.metrics import read_metrics
+from sapo_jax.swarm.mesh.admin_client import AdminClient
+from sapo_jax.swarm.mesh.host_status import HostStatus
+from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
+from sapo_jax.swarm.store.retention import StoreLimits
+from sapo_jax.workdir import METRICS_FILE
+from scripts.faults.figures import Figure, Setting
+from scripts.faults.process_samples import Sample, drift, look, quantile_around, write_samples
+
+ROOT = Path(__file__).resolve().parents[2]
+LENGTH_S = 20 * 60
+WINDOW_S = 120.0  # around each of the two moments that are compared
+SAMPLE_S = 5.0
+GROWTH_MIB = 16.0
+START_S = 600.0  # for all processes to be at work, on a machine that does other things too
+STOP_S = 120.0
+VISIT_S = 60.0  # from the start of one visitor to that of the next; it stays for two thirds
+PUBLISHERS, GROUPS_PER_S = 12, 24.0
+HOST, OTHER, RELAY, PUBLISHER, VISITOR = "host", "other-host", "relay", "publisher", "visitor"
+MEASURED = (HOST, RELAY)
+
+
+@dataclass(kw_only=True, slots=True)
+class Swarm:
+    """The processes by name, below one directory, and how the visitors fared."""
+
+    workdir: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
+    visits: int = 0
+    failed_visits: int = 0
+
+    def start(self, name: str, module: str, *arguments: str) -> None:
+        """Starts a module with a directory and a log of its own."""
+        folder = self.workdir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, f"--workdir={folder}", *arguments],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (no threads that hold locks at that moment)
+            )
+
+    def invite(self, name: str) -> Path:
+        """Returns where a host leaves its invite."""
+        return self.workdir / name / SWARM_DIRECTORY / INVITE_FILE
+
+    def status(self, name: str) -> HostStatus:
+        """Asks a host as its operator would."""
+        with AdminClient(self.workdir / name / SWARM_DIRECTORY) as client:
+            return client.status()
+
+    def rounds(self, name: str) -> int:
+        """Returns how many rounds a training host has logged."""
+        path = self.workdir / name / METRICS_FILE
+        return max((record.round for record in read_metrics(path)), default=0) if path.exists() else 0
+
+    def ended(self) -> list[str]:
+        """Returns the processes that have ended, without visitors."""
+        running = {name: process for name, process in self.processes.items() if not name.startswith(VISITOR)}
+        return [name for name, process in running.items() if process.poll() is not None]
+
+    def stop(self, name: str) -> int:
+        """Asks a process to stop and returns its exit code; one that does not is killed."""
+        process = self.processes.pop(name)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """Runs the swarm and returns how what it holds has changed over the second half."""
+    length_s = LENGTH_S * setting.scale
+    window_s, sample_s = WINDOW_S * setting.scale, min(SAMPLE_S, max(0.2, SAMPLE_S * setting.scale))
+    swarm = Swarm(workdir=setting.workdir)
+    samples: list[Sample] = []
+    try:
+        metrics_port = _start(swarm, setting)
+        rounds_before = swarm.rounds(HOST)
+        watch = _Watch(swarm, samples, sample_s, metrics_port, setting)
+        watch.until(length_s / 2)
+        stored = {name: swarm.status(name).stored_groups for name in MEASURED}
+        watch.until(length_s + window_s / 2)
+        status = swarm.status(HOST)
+        ended_early = swarm.ended()
+        codes = {name: swarm.stop(name) for name in list(swarm.processes) if not name.startswith(VISITOR)}
+    finally:
+        for name in list(swarm.processes):
+            swarm.stop(name)
+        write_samples(setting.workdir / "samples.csv", samples)
+    setting.say(f"exit codes {codes}, {swarm.visits} visitors")
+    figures: list[Figure] = []
+    for name in MEASURED:
+        figures += growth(name, [each for each in samples if each.process == name], length_s, window_s)
+    records = [record for record in read_metrics(setting.workdir / HOST / METRICS_FILE) if record.node is None]
+    used = sum(record.metrics.get("groups/external", 0.0) for record in records)
+    full = StoreLimits().max_groups if setting.scale == 1.0 else None  # a shorter run does not fill the stores
+    figures += [
+        Figure(name=f"{name}: groups in the store at half time", value=stored[name], at_least=full) for name in MEASURED
+    ]
+    figures += [
+        Figure(
+            name="host: rounds trained",
+            value=swarm.rounds(HOST) - rounds_before,
+            at_least=setting.scaled(200),
+            detail=f"{swarm.rounds(OTHER)} by the other host",
+        ),
+        Figure(
+            name="host: groups of others trained on",
+            value=used,
+            at_least=setting.scaled(200),
+            detail=f"{status.counters.get('groups/verified_external', 0)} verified, "
+            f"{status.counters.get('swarm/accepted', 0)} own accepted by peers, {swarm.visits} visitors",
+        ),
+        Figure(
+            name="processes that ended by themselves or badly",
+            value=len(ended_early) + swarm.failed_visits + sum(code != 0 for code in codes.values()),
+            at_most=0,
+            detail=f"of {len(codes)}, and {swarm.visits} visitors",
+        ),
+    ]
+    return figures
+
+
+def growth(name: str, samples: Sequence[Sample], length_s: float, window_s: float) -> list[Figure]:
+    """Returns how what one process holds has changed between the middle and the end of a series.
+
+    Memory is compared by the lower quartile of a window: evaluations and reports take tens of megabytes
+    for seconds, which a median sees in one window and not in the next, while a leak lifts every quantile.
+    """
+    middle_s = length_s / 2
+    figures: list[Figure] = []
+    memory = {"rss_mib": "resident memory", "children_rss_mib": "resident memory of its child processes"}
+    counts = {"descriptors": "open descriptors", "threads": "threads", "children": "child processes"}
+    if not any(sample.children for sample in samples):
+        del memory["children_rss_mib"], counts["children"]
+    for what, words in memory.items():
+        moments_s = (middle_s, length_s)
+        before, after = (quantile_around(samples, at_s, window_s, what, 0.25) for at_s in moments_s)
+        medians = " to ".join(f"{quantile_around(samples, at_s, window_s, what, 0.5):.0f}" for at_s in moments_s)
+        figures.append(
+            Figure(
+                name=f"{name}: growth of {words}",
+                value=after - before,
+                unit="MiB",
+                at_most=GROWTH_MIB,
+                detail=f"{before:.0f} to {after:.0f}, lower quartiles of {window_s:g} s around {middle_s:g} and "
+                f"{length_s:g} s; medians {medians}",
+            )
+        )
+    for what, words in counts.items():
+        values = [getattr(sample, what) for sample in samples if sample.at_s >= middle_s] or [0]
+        rise = drift(samples, middle_s, what)
+        figures.append(
+            Figure(
+                name=f"{name}: rise of {words}",
+                value=round(rise) if rise == rise else rise,
+                at_least=0,
+                at_most=0,
+                detail=f"{rise:.2f} by the median slope over the second half; {min(values)} to {max(values)} of them",
+            )
+        )
+    return figures
+
+
+def _start(swarm: Swarm, setting: Setting) -> int:
+    """Starts all processes and waits until the hosts train; returns the port of the host's metrics page."""
+    metrics_port = _free_port()
+    overrides = (
+        "--config=configs/tiny.py",
+        "--config.nodes=1",
+        "--config.rounds=1000000000",
+        "--config.host.platform=cpu",
+        "--config.sharing.selection=publisher_uniform",
+        "--config.eval.every_rounds=50",
+        "--config.checkpoint.every_rounds=50",
+        "--listen=127.0.0.1:0",
+    )
+    swarm.start(
+        HOST, "sapo_jax.main", *overrides, f"--metrics=127.0.0.1:{metrics_port}", f"--config.seed={setting.seed}"
+    )
+    _wait(swarm, "the host's invite", lambda: swarm.invite(HOST).exists())
+    invite = f"--invite={swarm.invite(HOST)}"
+    swarm.start(RELAY, "sapo_jax.relay", "--listen=127.0.0.1:0", invite)
+    swarm.start(OTHER, "sapo_jax.main", *overrides, invite, f"--config.seed={setting.seed + 1}")
+    publish = (f"--publishers={PUBLISHERS}", f"--groups_per_s={GROUPS_PER_S}", f"--seed={setting.seed}")
+    swarm.start(PUBLISHER, "scripts.faults.light_publisher", invite, *publish)
+    for name in (HOST, OTHER):
+        setting.say(f"waiting for the first rounds of {name}")
+        _wait(swarm, f"the first rounds of {name}", lambda name=name: swarm.rounds(name) > 0)
+    return metrics_port
+
+
+class _Watch:
+    """Looks at the processes at a steady pace; visitors come and go meanwhile."""
+
+    def __init__(
+        self, swarm: Swarm, samples: list[Sample], sample_s: float, metrics_port: int, setting: Setting
+    ) -> None:
+        self._swarm = swarm
+        self._samples = samples
+        self._sample_s = sample_s
+        self._metrics_page = f"http://127.0.0.1:{metrics_port}/metrics"
+        self._say = setting.say
+        self._start_s = time.monotonic()
+        self._next_s = 0.0
+        self._next_words_s = 0.0
+        self._visits = self._visit_for_ever()
+
+    def until(self, end_s: float) -> None:
+        """Goes on until `end_s` after the beginning; raises RuntimeError if a measured process ends."""
+        while self._next_s <= end_s:
+            time.sleep(max(0.0, self._start_s + self._next_s - time.monotonic()))
+            now_s = time.monotonic() - self._start_s
+            next(self._visits)
+            for name in MEASURED:
+                try:
+                    self._samples.append(look(name, self._swarm.processes[name].pid, now_s))
+                except ProcessLookupError as error:
+                    raise RuntimeError(f"{error}; its last words:\n{_last_words(self._swarm, name)}") from error
+            if now_s >= self._next_words_s:
+                self._next_words_s += 60.0
+                self._tell(now_s)
+            self._next_s = max(self._next_s + self._sample_s, now_s)  # a late look is not made up for
+
+    def _tell(self, now_s: float) -> None:
+        """Says how things stand, having asked as operators and monitoring do."""
+        with urllib.request.urlopen(self._metrics_page, timeout=30.0) as page:
+            page.read()
+        words: list[str] = []
+        for name, sample in zip(MEASURED, self._samples[-len(MEASURED) :], strict=True):
+            words.append(
+                f"{name} {sample.rss_mib:.0f} + {sample.children_rss_mib:.0f} MiB, {sample.descriptors} descriptors, "
+                f"{sample.threads} threads, {self._swarm.status(name).stored_groups} groups"
+            )
+        self._say(f"minute {now_s / 60:.1f}, round {self._swarm.rounds(HOST)}: {'; '.join(words)}")
+
+    def _visit_for_ever(self) -> Iterator[None]:
+        """Lets one relay after the other come and go, whenever it is asked to."""
+        swarm, begun_s = self._swarm, time.monotonic()
+        while True:
+            # Every second one is the same host come back.
+            name = f"{VISITOR}-{'again' if swarm.visits % 2 else swarm.visits}"
+            swarm.start(name, "sapo_jax.relay", "--listen=127.0.0.1:0", f"--invite={swarm.invite(HOST)}")
+            swarm.visits += 1
+            while time.monotonic() < begun_s + VISIT_S * 2 / 3:
+                yield
+            process = swarm.processes[name]
+            process.send_signal(signal.SIGTERM)
+            while process.poll() is None and time.monotonic() < begun_s + VISIT_S + STOP_S:
+                yield
+            swarm.failed_visits += swarm.stop(name) != 0
+            while time.monotonic() < begun_s + VISIT_S:
+                yield
+            begun_s = time.monotonic()
+
+
+def _wait(swarm: Swarm, what: str, is_there: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + START_S
+    while not is_there():
+        if ended := swarm.ended():
+            raise RuntimeError(f"{ended[0]} ended before {what}:\n{_last_words(swarm, ended[0])}")
+        if time.monotonic() > end_s:
+            raise RuntimeError(f"no sign of {what} within {START_S:g} s")
+        time.sleep(0.2)
+
+
+def _last_words(swarm: Swarm, name: str) -> str:
+    lines = (swarm.workdir / name / "log.txt").read_text(errors="replace").splitlines()
+    return "\n".join(lines[-15:])
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to end this process when the one that measures is killed, so that none is left behind."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

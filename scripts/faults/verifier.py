@@ -1,0 +1,330 @@
+"""Completions and task references of strangers that attack the scorers, through the whole way to the learner.
+
+Four things must not happen: that text runs as code, that a reward outside [0, 1] reaches a learner,
+that a group with a task that is not there does, and that dear groups of a few keep others waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sapo_jax.tasks.audit import audit
+from sapo_jax.tasks.catalog import CATALOGS, resolve
+from sapo_jax.tasks.held_out import is_held_out
+from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
+from sapo_jax.tasks.source import GenerationError
+from sapo_jax.tasks.specialty import Specialty
+from sapo_jax.tasks.verifier import MAX_COMPLETION_BYTES
+from sapo_jax.types import ScoredRollout, Task, TaskRef
+from scripts.faults import verifier_bombs
+from scripts.faults.exploits import CODE_PATHS, RUN_BY_LIBRARY, code_that_writes, escapes, odd_answers
+from scripts.faults.figures import Figure, Setting
+from scripts.faults.verified_host import VerifiedHost, signed_group
+from scripts.faults.wire_fuzz import field_bytes, make_identities
+
+ROOT = Path(__file__).resolve().parents[2]
+ESCAPES = 100_000
+GROUPS_PER_DATASET = 20
+COMPLETIONS = 16
+LIARS_GROUPS = 320
+_TASKS = 3  # of one dataset
+_GROUPS_PER_KEY = 4  # a publisher whose group cost a scorer is paused, and others shall not wait for it
+_QUESTION, _TRUTH, _METADATA = 4, 5, 6  # numbers of fields that this protocol has reserved and never reads
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """Attacks the scorers in every way we know."""
+    rng = random.Random(f"verifier {setting.seed}")
+    return [
+        *code_figures(setting, rng),
+        *reward_figures(setting, rng),
+        *verifier_bombs.measure(setting),
+    ]
+
+
+class Tasks:
+    """Tasks of given specialties that strangers may publish for, with their answers."""
+
+    def __init__(self, specialties: Sequence[Specialty], rng: random.Random) -> None:
+        self._source = ReasoningGymSource(specialties)
+        self._rng = rng
+        self.of = {specialty.name: self._draw(specialty) for specialty in specialties}
+
+    def _draw(self, specialty: Specialty) -> list[Task]:
+        tasks: list[Task] = []
+        seed = self._rng.randrange(2**32)
+        for index in range(specialty.config["size"]):
+            with contextlib.suppress(GenerationError):
+                task = self._source.task(self._source.ref(specialty, seed, index))
+                if not is_held_out(task.question):
+                    tasks.append(task)
+            if len(tasks) == _TASKS:
+                break
+        return tasks
+
+    def held_out_refs(self, specialty: Specialty, count: int) -> list[TaskRef]:
+        """Returns references of questions that are kept for evaluations."""
+        refs = (self._source.ref(specialty, 7, index) for index in range(specialty.config["size"]))
+        found = (ref for ref in refs if is_held_out(self._source.task(ref).question))
+        return [ref for ref, _ in zip(found, range(count), strict=False)]
+
+
+def completion(answer: str) -> str:
+    """Returns a completion of the answer that no receiver refuses for its size."""
+    text = f"<answer>{answer}</answer>".encode("utf-8", "replace")
+    return text[:MAX_COMPLETION_BYTES].decode("utf-8", "ignore")
+
+
+# Text that runs.
+
+
+class Listener:
+    """Counts connections to a port of this machine: a program that runs elsewhere would make one."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self.connections = 0
+        threading.Thread(target=self._count, name="listener", daemon=True).start()
+
+    def close(self) -> None:
+        """Frees the port."""
+        self._socket.close()
+
+    def _count(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            connection.close()
+
+
+def code_figures(setting: Setting, rng: random.Random) -> list[Figure]:
+    """Sends exploits and their mutations to every dataset whose library scorer runs text, and to the paper's nine."""
+    marks = setting.workdir / "marks"
+    marks.mkdir()
+    control = _control(setting.workdir)
+    specialties = (*resolve("paper"), *resolve("easy", RUN_BY_LIBRARY))
+    tasks = Tasks(specialties, rng)
+    sent = 0
+    with (
+        contextlib.closing(Listener()) as listener,
+        VerifiedHost(setting.workdir / "exploits", specialties, core_share=1.0) as host,
+    ):
+        scores: list[float] = []
+        for name, known in tasks.of.items():
+            wanted = max(COMPLETIONS, setting.scaled(ESCAPES) // len(specialties))
+            groups = []
+            for number in range(math.ceil(wanted / COMPLETIONS)):
+                if number % _GROUPS_PER_KEY == 0:
+                    (identity,) = make_identities(rng, 1)
+                task = rng.choice(known)
+                # A file of its own for each dataset, so that a mark says whose scorer ran it.
+                file = marks / name
+                answers = code_that_writes(file) if number == 0 else []
+                answers += escapes(
+                    COMPLETIONS - len(answers), truth=task.ground_truth or "1", file=file, port=listener.port, rng=rng
+                )
+                code = rng.choice(answers)
+                beside = field_bytes(_QUESTION, code.encode("utf-8", "replace"))
+                beside += field_bytes(_TRUTH, code.encode("utf-8", "replace"))
+                beside += field_bytes(_METADATA, json.dumps({"problem": code, "integrand": code}).encode())
+                texts = [completion(answer) for answer in answers]
+                groups.append(signed_group(identity, task.ref, texts, unknown_fields=beside))
+                sent += len(texts)
+            scores += [score for item in host.through(groups) for score in item.scores]
+            setting.say(f"{name}: {sent:,} exploits so far, {host.pool.kills} scorer processes lost")
+        verdicts = host.verdicts()
+        lost, connections = host.pool.kills, listener.connections
+    left = sorted(path.name for path in marks.iterdir())
+    kept = f"; marks of {', '.join(left)}" if left else ""
+    return [
+        Figure(
+            name="code executions",
+            value=len(left) + connections + lost,
+            at_least=0,
+            at_most=0,
+            detail=f"{len(left)} files, {connections} connections, {lost} scorers that ended, were ended or hung; "
+            f"{sent:,} exploits over {len(specialties)} datasets, signed and published over gRPC, {_list(verdicts)}"
+            f"{kept}",
+        ),
+        Figure(
+            name="exploits that came back from a scorer",
+            value=len(scores) / max(1, sent),
+            at_least=0.99,
+            detail=f"{len(scores):,} of {sent:,} have a score; with fewer the one above says little",
+        ),
+        Figure(
+            name="known paths on which the library itself runs the same text",
+            value=sum(ran for _, _, ran in control),
+            at_least=len(CODE_PATHS),
+            at_most=len(CODE_PATHS),
+            detail="the control: 9 by the answer, 2 by the truth, 3 by metadata, which no message carries",
+        ),
+    ]
+
+
+def _control(workdir: Path) -> list[tuple[str, str, bool]]:
+    """Returns for each known path whether the library's own scorer runs text on it."""
+    folder = workdir / "control"
+    folder.mkdir()
+    command = [sys.executable, "-m", "scripts.faults.library_control", str(folder)]
+    found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=300)
+    return json.loads(found.stdout)
+
+
+# Rewards and references.
+
+
+def reward_figures(setting: Setting, rng: random.Random) -> list[Figure]:
+    """Sends odd answers to every dataset, then lies about tasks and scores."""
+    names = [dataset.name for dataset in audit() if dataset.allowed]
+    if setting.scale < 0.05:
+        names = sorted(rng.sample(names, max(4, round(len(names) * setting.scale))))
+    specialties = resolve("easy", [name if name in _EASY else f'{name}:{{"size": 500}}' for name in names])
+    tasks = Tasks(specialties, rng)
+    setting.say(f"tasks of {len(specialties)} datasets are made")
+    with VerifiedHost(setting.workdir / "rewards", specialties, core_share=1.0) as host:
+        pulled: list[ScoredRollout] = []
+        completions = 0
+        for known in tasks.of.values():
+            (identity,) = make_identities(rng, 1)
+            groups = []
+            for _ in range(setting.scaled(GROUPS_PER_DATASET, 2)):
+                task = rng.choice(known)
+                answers = odd_answers(COMPLETIONS - 1, truth=task.ground_truth or "", rng=rng)
+                texts = [completion(answer) for answer in answers] + [("\u20ac" * 2**15)[: MAX_COMPLETION_BYTES // 3]]
+                texts = _within(texts)
+                completions += len(texts)
+                groups.append(signed_group(identity, task.ref, texts))
+            pulled += host.through(groups)
+        setting.say(f"{len(pulled)} groups of odd answers came through: {_list(host.verdicts())}")
+        verdicts = host.verdicts()
+        outside = [item for item in pulled if not all(_is_reward(score) for score in item.scores)]
+        rewards = sum(len(item.scores) for item in pulled)
+        seen = {item.rollout.task_ref.dataset for item in pulled}
+        unseen = sorted({specialty.dataset for specialty in specialties} - seen)
+        wrong = wrong_reference_figures(setting, rng, host, specialties, tasks)
+    return [
+        Figure(
+            name="rewards outside [0, 1] at the learner",
+            value=sum(not _is_reward(score) for item in pulled for score in item.scores),
+            at_least=0,
+            at_most=0,
+            detail=f"of {rewards:,}, from {completions:,} odd completions; {_list(verdicts)}"
+            + "".join(f"; {item.rollout.task_ref.dataset}: {item.scores}" for item in outside[:3]),
+        ),
+        Figure(
+            name="datasets without a single reward",
+            value=len(unseen),
+            at_least=0,
+            at_most=0,
+            detail=f"of {len(specialties)}; {', '.join(unseen)}" if unseen else f"of {len(specialties)}",
+        ),
+        *wrong,
+    ]
+
+
+def wrong_reference_figures(
+    setting: Setting, rng: random.Random, host: VerifiedHost, specialties: Sequence[Specialty], tasks: Tasks
+) -> list[Figure]:
+    """One peer's groups are all of tasks that are not there; another lies about scores, question and truth."""
+    (liar, boaster) = make_identities(rng, 2)
+    wanted = setting.scaled(LIARS_GROUPS, 16)
+    groups = []
+    for ref in _wrong_refs(rng, specialties, tasks, wanted):
+        groups.append(signed_group(liar, ref, ["<answer>1</answer>", "<answer>2</answer>"]))
+    pulled: list[ScoredRollout] = []
+    accepted = 0
+    for start in range(0, len(groups), 8):
+        before = host.published["accepted"]
+        pulled += host.through(groups[start : start + 8])
+        accepted += host.published["accepted"] - before
+    banned = host.hub.host.scores.is_banned(liar.node_id)
+
+    honest: list[tuple[TaskRef, list[str], tuple[float, ...]]] = []
+    believed = compared = 0
+    known = [task for each in tasks.of.values() for task in each if task.ground_truth is not None][:40]
+    groups = []
+    for task in known:
+        texts = [completion(answer) for answer in odd_answers(4, truth=task.ground_truth or "", rng=rng)]
+        lie = field_bytes(_QUESTION, b"What is 1 + 1?") + field_bytes(_TRUTH, texts[0][8:-9].encode())
+        groups.append(signed_group(boaster, task.ref, texts, claimed_scores=(1.0,) * 4, unknown_fields=lie))
+        own = host.pool.score([(task.ref, texts)], lane="external")[0]
+        if all(isinstance(score, float) for score in own):
+            honest.append((task.ref, texts, tuple(own)))  # pyright: ignore[reportArgumentType]
+    expected = {(ref, tuple(texts)): scores for ref, texts, scores in honest}
+    for item in host.through(groups):
+        key = item.rollout.task_ref, tuple(each.text for each in item.rollout.completions)
+        compared += key in expected
+        believed += key in expected and expected[key] != item.scores
+    return [
+        Figure(
+            name="groups with a wrong task that reached the learner",
+            value=len(pulled),
+            at_least=0,
+            at_most=0,
+            detail=f"of {wanted} of one peer, {accepted} taken in before it was {'' if banned else 'NOT '}banned: "
+            "digests of no or another dataset, items beyond the last, questions kept for evaluations",
+        ),
+        Figure(
+            name="groups whose lies about score, question or truth were believed",
+            value=believed,
+            at_least=0,
+            at_most=0,
+            detail=f"of {compared}; beside a message of ours there is no place for question and truth",
+        ),
+    ]
+
+
+def _wrong_refs(rng: random.Random, specialties: Sequence[Specialty], tasks: Tasks, count: int) -> Iterator[TaskRef]:
+    held_out = [ref for specialty in specialties[:3] for ref in tasks.held_out_refs(specialty, 4)]
+    for number in range(count):
+        right, other = rng.sample([known[0].ref for known in tasks.of.values()], 2)
+        match number % 5:
+            case 0:
+                yield replace(right, config_digest=rng.randbytes(32).hex())
+            case 1:
+                yield replace(right, config_digest=other.config_digest)
+            case 2:
+                yield replace(right, index=rng.choice((500, 2**40, 2**63 - 1)))
+            case 3:
+                yield replace(right, dataset=rng.choice(("composite", "no_such_dataset", "x" * 64)))
+            case _:
+                yield replace(rng.choice(held_out)) if held_out else replace(right, index=500)
+
+
+_EASY = frozenset(specialty.name for specialty in CATALOGS["easy"])
+_MAX_GROUP_TEXT_BYTES = 500 * 1024
+
+
+def _within(texts: Sequence[str]) -> list[str]:
+    """Returns as many of the texts as fit into one group, the last one always among them."""
+    kept, size = [texts[-1]], len(texts[-1].encode())
+    for text in texts[:-1]:
+        size += len(text.encode())
+        if size > _MAX_GROUP_TEXT_BYTES:
+            break
+        kept.append(text)
+    return kept
+
+
+def _is_reward(score: float) -> bool:
+    return math.isfinite(score) and 0.0 <= score <= 1.0
+
+
+def _list(counts: dict[str, int] | Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
