@@ -452,7 +452,7 @@ def test_t17_slow_callers_give_way_to_an_honest_one():
             clock.now_s += 1.0
             for _ in range(3):
                 await served.raw("GetNodeInfo")(b"", timeout=2)
-            await until(lambda: in_progress(served) == 15)
+                await until(lambda: in_progress(served) == 15)  # an answered call leaves a moment later
             assert sum(call.task.done() for call in slow) == 1  # no more than had to
             gave_way = await refusal(next(call.task for call in slow if call.task.done()))
             assert gave_way.code is CODE.RESOURCE_EXHAUSTED and gave_way.detail is not None
