@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +28,7 @@ import numpy as np
 
 from sapo_jax.swarm.calls.certificate import HostCertificate
 from sapo_jax.swarm.calls.invite import Invite
+from sapo_jax.swarm.calls.peer_client import CallError
 from sapo_jax.swarm.calls.trust import Trust, TrustMode
 from sapo_jax.swarm.wire.limits import DEADLINES, DEFAULT_WIRE_LIMITS, MIB, CallLimits
 from scripts.bench_exchange import (
@@ -48,6 +51,7 @@ IN_FLIGHT = 32
 OVERLOAD_S = 40.0
 HOLD_S = 3.0  # the host waits for a body for 5 s
 AFTER_GROUPS = 1_000
+RECOVERY_S = 5.0  # for the connections of the crowd to be closed
 START_S = 60.0
 LOOK_S = 0.05
 PROBE_S = 0.02  # between two groups of the caller beside the crowd
@@ -103,6 +107,7 @@ def measure_overload(setting: Setting) -> list[Figure]:
             held = _run_callers(relay.invite, [[*held_options, f"--hold_s={HOLD_S}"]])
             setting.say(f"held bodies: accepted {held.accepted}, late {held.late}, refused {dict(held.refused)}")
             peak_mib = memory.peak()
+        recovered_s = _wait_until_taken(invite)
         after_s, after = _publish_after(invite, setting.scaled(AFTER_GROUPS, least=20))
         setting.say(f"peak {flood_mib:.0f} MiB, with held bodies {peak_mib:.0f} MiB")
         relay.stop()
@@ -143,6 +148,13 @@ def measure_overload(setting: Setting) -> list[Figure]:
             detail=f"{len(probe.seen.admitted_s)} groups of a caller beside the crowd, "
             f"{sum(probe.seen.refused.values())} refused; "
             f"the crowd itself, whose processes fill the machine: {_percentile_ms(flood.admitted_s, 99):.0f} ms",
+        ),
+        Figure(
+            name="after overload: a group is taken again after",
+            value=recovered_s,
+            unit="s",
+            at_most=RECOVERY_S,
+            detail="from the end of the last caller of the crowd; its 128 connections have to be closed first",
         ),
         Figure(
             name="after overload: p99 of a call",
@@ -251,6 +263,17 @@ def _caller(invite: Path, options: Sequence[str]) -> Iterator[subprocess.Popen[s
             yield process
         finally:
             process.kill()
+
+
+def _wait_until_taken(invite: Invite) -> float:
+    """Returns the seconds until the relay takes a group, infinite if it does not in a minute."""
+    start_s = time.monotonic()
+    while time.monotonic() - start_s < 60.0:
+        with contextlib.suppress(CallError):
+            _publish_after(invite, 1)
+            return time.monotonic() - start_s
+        time.sleep(0.1)
+    return math.inf
 
 
 def _publish_after(invite: Invite, count: int) -> tuple[float, list[float]]:
