@@ -222,7 +222,7 @@ class Checkpointer:
             return None
         try:
             with _quiet_logs():
-                metadata = self._step_reader.metadata(path)
+                metadata = self._step_reader.metadata(path)  # pyright: ignore[reportArgumentType] # any path will do
         except (OSError, ValueError, KeyError):
             return None
         if metadata.commit_timestamp_nsecs is None:

@@ -26,7 +26,6 @@ PASS_AT_1 = "eval/strict_pass_at_1"
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#999999")
 _MEAN_COLOR = "#111111"
 _MOST_LISTED_NODES = 8  # more are drawn in gray and not listed in the legend
-_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g}%")
 _SMOOTH_FROM_ROUNDS = 60  # from here on a running mean is drawn over the raw values
 _MOST_POINTS = 1500  # of one line; a picture has fewer pixels across
 
@@ -189,7 +188,7 @@ def _specialties(history: History) -> Figure | None:
         axes.scatter(last, heights, s=45, color=_COLORS[5], zorder=2, label=f"round {last_round}")
     axes.set_yticks(heights, [row[0] for row in rows], parse_math=False)  # a name is no formula
     axes.set_xlim(left=0, right=max(0.05, 1.08 * max(first.max(), last.max())))
-    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(_percent())
     axes.set_xlabel("strict pass@1, held-out (mean over nodes)")
     _dress(axes, "Each specialty, first and last evaluation")
     axes.grid(axis="y", visible=False)
@@ -214,7 +213,7 @@ def _figure(history: History, panels: Sequence[_Panel], *, per_node: bool, share
         if not share_scale or axes is row[0] or panel.unit != shown[0].unit:
             axes.set_ylabel(panel.unit)
         if panel.is_share:
-            axes.yaxis.set_major_formatter(_PERCENT)
+            axes.yaxis.set_major_formatter(_percent())
     for axes, panel in zip(row, shown, strict=True):  # once all is drawn: setting one end fixes the other
         if panel.from_zero:
             axes.set_ylim(bottom=0)
@@ -296,6 +295,11 @@ def _dress_rounds(axes: Axes, history: History, panel: _Panel) -> None:
     if longest == 1:
         only = int(curves[0].rounds[0])
         axes.set_xlim(only - 1, only + 1)
+
+
+def _percent() -> FuncFormatter:
+    """Returns a new formatter: one that is kept keeps the last figure it was used in."""
+    return FuncFormatter(lambda share, _: f"{100 * share:.3g}%")
 
 
 def _dress(axes: Axes, title: str) -> None:

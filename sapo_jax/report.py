@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from sapo_jax.config import SapoConfig
 from sapo_jax.figures import FIGURES, PASS_AT_1, History, build_history, specialty_metrics
@@ -73,19 +74,25 @@ def write_report(workdir: str | Path) -> list[Path]:
     pictures = []
     for name, draw in FIGURES.items():
         path = directory / f"{name}.png"
-        figure = draw(history)
-        if figure is None:
+        picture = _png(draw(history))
+        if picture is None:
             path.unlink(missing_ok=True)  # of an earlier report
             continue
-        picture = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(picture)
-        replace_file(path, picture.getvalue())
+        replace_file(path, picture)
         pictures.append(path)
     page = directory / PAGE_FILE
     replace_file(page, _page(root.resolve().name, record, history, pictures))
     # Figures refer to themselves in circles. Left to chance, a training process holds several reports' of them.
     gc.collect()
     return [*pictures, page]
+
+
+def _png(figure: Figure | None) -> bytes | None:
+    if figure is None:
+        return None
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    return picture.getvalue()
 
 
 def _page(name: str, record: RunRecord, history: History, pictures: Sequence[Path]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gc
 import math
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from sapo_jax import figures
 from sapo_jax.config import SapoConfig, TasksConfig
@@ -217,3 +219,25 @@ def test_a_running_mean_is_a_mean_of_neighbors() -> None:
     smoothed = figures._running_mean(values)  # 2 to each side
     assert smoothed[50] == pytest.approx(values[48:53].mean())
     assert smoothed[0] == pytest.approx(values[:3].mean()) and smoothed[-1] == pytest.approx(values[-3:].mean())
+
+
+def test_a_long_run_is_drawn_with_few_points_from_its_first_round_to_its_last() -> None:
+    records = (Record(round=r, node=None, metrics={"reward/own_mean": r % 2}) for r in range(1, 20_001))
+    figure = figures.FIGURES["rewards"](build_history(records))
+    assert figure is not None
+    raw, smoothed = figure.axes[0].lines
+    for line in (raw, smoothed):
+        rounds = np.asarray(line.get_xdata())
+        assert rounds.size <= 1500 and (rounds[0], rounds[-1]) == (1, 20_000)
+    assert set(np.asarray(raw.get_ydata())) == {0.0, 1.0}  # thinned after smoothing, not before
+    np.testing.assert_allclose(np.asarray(smoothed.get_ydata()), 0.5, atol=0.01)
+
+
+def test_a_report_leaves_no_figures_behind(tmp_path: Path) -> None:
+    gc.collect()  # those of other tests
+    gc.disable()
+    try:
+        write_report(_run(tmp_path / "run", _full(10, 1)))
+        assert [each for each in gc.get_objects() if isinstance(each, Figure)] == []
+    finally:
+        gc.enable()

@@ -151,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.measure:
         measure_here(options.measure, out, scale=options.scale, seed=options.seed)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the part's processes as Ctrl-C does
     measured_revision = revision()
     measured: dict[str, str] = {}
     failed: list[str] = []

@@ -259,7 +259,8 @@ def _kill(swarm: Sequence[HostProcess], victim: int, watch: PeerWatch, window_s:
         time.sleep(LOOK_S)
     at_return = _lasts(others)
     time.sleep(max(0.0, window_s - (time.monotonic() - started_s)))
-    kill.rounds = [now - then for now, then in zip(_lasts(others), before, strict=True)]
+    # One that resumed meanwhile has taken back what it logged after its checkpoint.
+    kill.rounds = [max(0, now - then) for now, then in zip(_lasts(others), before, strict=True)]
     kill.calm_round_s = _median_round_s(others, [max(0, last - 15) for last in before], before)
     kill.busy_round_s = _median_round_s(others, before, at_return)
     return kill

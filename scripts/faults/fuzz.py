@@ -159,28 +159,42 @@ async def over_connections(setting: Setting, found: Found) -> CallTally:
     with fuzz_server.served(folder, banned=fuzz.banned.node_id) as server:
         fuzz.epoch = server.epoch
         async with Caller(server, setting.workdir) as caller:
-            crafted = list(crafted_requests(fuzz, rng, server.epoch, fuzz.publishers[0]))
-            await fuzz_calls.send_all(caller, crafted)
-            found.counts["crafted"] += len(crafted)
-            found.counts["crafted_wrong"] += caller.tally.wrong + caller.tally.undocumented
-            setting.say("crafted calls are through; fuzzed ones, abuse and silence follow")
-            await asyncio.gather(
-                fuzz_calls.fuzz(caller, fuzz, setting.scaled(CALLS)),
-                fuzz_abuse.abuse(caller, random.Random(f"abuse {setting.seed}"), setting.scaled),
-            )
-            await fuzz_abuse.stall(caller, setting.scaled(LEAST_HITS))  # last: it takes places that others want
-            # It still takes in what is right.
-            await fuzz_calls.send_all(caller, [fuzz.publish([valid_case(rng, fuzz.publishers[0])])])
-            setting.say(
-                f"{caller.tally.calls:,} calls over connections, server used {server.peak_memory_mib():.0f} MiB"
-            )
+            attack = asyncio.ensure_future(_attack(caller, fuzz, rng, setting, found))
+            end = asyncio.ensure_future(_end_of(server))
+            await asyncio.wait({attack, end}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (attack, end):
+                task.cancel()
+            await asyncio.gather(end, return_exceptions=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await attack
+            setting.say(f"{caller.tally.calls:,} calls over connections are through")
         if not server.is_alive():
             found.exits.append(f"the server with code {server.process.returncode}")
         found.counts["server_mib"] = round(server.peak_memory_mib()) if server.is_alive() else 0
-    if server.process.returncode != 0 and not found.exits:
+    if server.process.returncode != 0 and server.is_asked:
         found.exits.append(f"the server, when it was asked to stop, with code {server.process.returncode}")
     found.counts["unhandled"] += len(server.defects())
     return caller.tally
+
+
+async def _attack(caller: Caller, fuzz: RequestFuzz, rng: random.Random, setting: Setting, found: Found) -> None:
+    crafted = list(crafted_requests(fuzz, rng, caller.server.epoch, fuzz.publishers[0]))
+    await fuzz_calls.send_all(caller, crafted)
+    found.counts["crafted"] += len(crafted)
+    found.counts["crafted_wrong"] += caller.tally.wrong + caller.tally.undocumented
+    setting.say("crafted calls are through; fuzzed ones, abuse and silence follow")
+    await asyncio.gather(
+        fuzz_calls.fuzz(caller, fuzz, setting.scaled(CALLS)),
+        fuzz_abuse.abuse(caller, random.Random(f"abuse {setting.seed}"), setting.scaled),
+    )
+    await fuzz_abuse.stall(caller, setting.scaled(LEAST_HITS))  # last: it takes places that others want
+    # The host still takes in what is right.
+    await fuzz_calls.send_all(caller, [fuzz.publish([valid_case(rng, fuzz.publishers[0])])])
+
+
+async def _end_of(server: fuzz_server.Server) -> None:
+    while server.is_alive():
+        await asyncio.sleep(0.5)
 
 
 def figures(setting: Setting, found: Found, wire: CallTally) -> list[Figure]:
@@ -243,7 +257,7 @@ def figures(setting: Setting, found: Found, wire: CallTally) -> list[Figure]:
         Figure(
             name="calls without an answer within their deadline",
             value=wire.late,
-            detail=f"of {wire.calls:,}; callers wait up to 14 s",
+            detail=f"of {wire.calls:,}; callers wait up to 14 s; {wire.busy:,} found no place and were made again",
         ),
         Figure(
             name="crafted corpus, cases",

@@ -220,7 +220,9 @@ async def stall(caller: Caller, wanted: int) -> None:
         end_s = asyncio.get_running_loop().time() + _OVERTAKING_S
         await asyncio.sleep(0.5)
         while refused < wanted and asyncio.get_running_loop().time() < end_s:
-            outcomes = await asyncio.gather(*(caller.call(each, "GetNodeInfo", b"", timeout_s=5) for each in channels))
+            outcomes = await asyncio.gather(
+                *(caller.call_once(each, "GetNodeInfo", b"", timeout_s=5) for each in channels)
+            )
             for outcome in outcomes:
                 caller.tally.abuses += 1
                 refused += outcome.reason is WireReason.CONCURRENCY

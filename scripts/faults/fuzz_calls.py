@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -28,6 +29,8 @@ from scripts.faults.request_fuzz import ANY, OPEN, Request, RequestFuzz
 
 CHANNELS, TASKS = 4, 12
 _PATIENCE_S = 14.0
+_HUNG_S = 60.0  # no call takes that long, with or without a deadline
+_TRIES, _BUSY_S = 40, 0.25  # of a call that finds no place
 
 
 @dataclass(kw_only=True)
@@ -41,6 +44,7 @@ class CallTally:
     wrong: int = 0
     undocumented: int = 0
     late: int = 0  # no answer within the caller's deadline; on a busy machine nobody's fault
+    busy: int = 0  # calls that were made again because the host had no place for them
     reasons: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     kept: list[str] = field(default_factory=list)
@@ -92,6 +96,19 @@ class Caller:
         return channel
 
     async def call(
+        self, channel: grpc.aio.Channel, rpc: str, body: bytes | AsyncIterator[bytes], **options: Any
+    ) -> Outcome:
+        """Makes one call, again and again while the host says that it has no place for it."""
+        outcome = Outcome("")
+        for _ in range(_TRIES):
+            outcome = await self.call_once(channel, rpc, body, **options)
+            if outcome.reason is not WireReason.CONCURRENCY or not isinstance(body, bytes):
+                break
+            self.tally.busy += 1
+            await asyncio.sleep(_BUSY_S)
+        return outcome
+
+    async def call_once(
         self,
         channel: grpc.aio.Channel,
         rpc: str,
@@ -101,20 +118,28 @@ class Caller:
         metadata: tuple[tuple[str, str | bytes], ...] | None = None,
         compression: grpc.Compression | None = None,
     ) -> Outcome:
-        """Makes one call; `rpc` is a name of the exchange or a whole path."""
+        """Makes one call, once; `rpc` is a name of the exchange or a whole path."""
         path = rpc if rpc.startswith("/") else f"/{SERVICE}/{rpc}"
         make = channel.unary_unary(path) if isinstance(body, bytes) else channel.stream_unary(path)
         self.tally.calls += 1
         try:
-            response = await make(
-                body,
-                timeout=timeout_s,
-                metadata=self.token if metadata is None else metadata,
-                compression=compression,
-            )
+            async with asyncio.timeout(_HUNG_S):
+                response = await make(
+                    body,
+                    timeout=timeout_s,
+                    metadata=self.token if metadata is None else metadata,
+                    compression=compression,
+                )
             outcome = Outcome("OK", response=response)
         except grpc.aio.AioRpcError as error:
             outcome = Outcome(error.code().name, _reason_of(error), text=error.details() or "")
+        except TimeoutError:
+            outcome = Outcome("HUNG", text=f"neither answer nor status within {_HUNG_S:g} s")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            outcome = Outcome("BROKEN", text="the connection broke")  # so grpc says of calls with a stream
         self.tally.codes[outcome.code] += 1
         if outcome.reason is not None:
             self.tally.reasons[outcome.reason.value] += 1

@@ -41,6 +41,7 @@ class Server:
         certificate: what it shows, DER.
         token: what it wants to be shown.
         epoch: of its store.
+        is_asked: whether it was alive when it was asked to stop.
     """
 
     process: subprocess.Popen[str]
@@ -49,6 +50,7 @@ class Server:
     certificate: bytes
     token: str
     epoch: str
+    is_asked: bool = False
 
     def is_alive(self) -> bool:
         """Returns whether the process runs."""
@@ -81,7 +83,7 @@ def served(folder: Path, *, banned: str) -> Generator[Server]:
         assert process.stdin is not None and process.stdout is not None
         try:
             hello = json.loads(process.stdout.readline())
-            yield Server(
+            server = Server(
                 process=process,
                 folder=folder,
                 address=f"127.0.0.1:{hello['port']}",
@@ -89,6 +91,8 @@ def served(folder: Path, *, banned: str) -> Generator[Server]:
                 token=hello["token"],
                 epoch=hello["epoch"],
             )
+            yield server
+            server.is_asked = server.is_alive()
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -87,9 +87,9 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
         writer.writerows(asdict(sample) for sample in samples)
 
 
-def quantile_around(samples: Sequence[Sample], at_s: float, width_s: float, what: str, share: float) -> float:
-    """Returns a quantile of one column over the samples within `width_s` around `at_s`; NaN without any."""
-    values = [getattr(sample, what) for sample in samples if abs(sample.at_s - at_s) <= width_s / 2]
+def quantile(samples: Sequence[Sample], from_s: float, to_s: float, what: str, share: float) -> float:
+    """Returns a quantile of one column over the samples of an interval; NaN without any."""
+    values = [getattr(sample, what) for sample in samples if from_s <= sample.at_s <= to_s]
     return float(np.quantile(values, share)) if values else float("nan")
 
 

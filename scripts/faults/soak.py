@@ -10,7 +10,6 @@ and some under a known one. Every look at /proc is kept in `samples.csv`.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import signal
 import socket
 import subprocess
@@ -28,11 +27,11 @@ from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
 from sapo_jax.swarm.store.retention import StoreLimits
 from sapo_jax.workdir import METRICS_FILE
 from scripts.faults.figures import Figure, Setting
-from scripts.faults.process_samples import Sample, drift, look, quantile_around, write_samples
+from scripts.faults.process_samples import Sample, drift, look, quantile, write_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH_S = 20 * 60
-WINDOW_S = 120.0  # around each of the two moments that are compared
+WINDOW_S, LOWEST = 240.0, 0.1  # before each of the two moments that are compared, and which quantile
 SAMPLE_S = 5.0
 GROWTH_MIB = 16.0
 START_S = 600.0  # for all processes to be at work, on a machine that does other things too
@@ -63,9 +62,7 @@ class Swarm:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (no threads that hold locks at that moment)
-            )
+            )  # in the group of this process, with which whoever started it ends them if need be
 
     def invite(self, name: str) -> Path:
         """Returns where a host leaves its invite."""
@@ -110,7 +107,7 @@ def measure(setting: Setting) -> list[Figure]:
         watch = _Watch(swarm, samples, sample_s, metrics_port, setting)
         watch.until(length_s / 2)
         stored = {name: swarm.status(name).stored_groups for name in MEASURED}
-        watch.until(length_s + window_s / 2)
+        watch.until(length_s)
         status = swarm.status(HOST)
         ended_early = swarm.ended()
         codes = {name: swarm.stop(name) for name in list(swarm.processes) if not name.startswith(VISITOR)}
@@ -155,8 +152,9 @@ def measure(setting: Setting) -> list[Figure]:
 def growth(name: str, samples: Sequence[Sample], length_s: float, window_s: float) -> list[Figure]:
     """Returns how what one process holds has changed between the middle and the end of a series.
 
-    Memory is compared by the lower quartile of a window: evaluations and reports take tens of megabytes
-    for seconds, which a median sees in one window and not in the next, while a leak lifts every quantile.
+    Memory is compared by the lowest tenth of the looks in the minutes before: rounds, evaluations and
+    reports take tens of megabytes for moments, which a median sees in one window and not in the next,
+    while a leak lifts every quantile. Counts are compared by their drift, which notices two a half.
     """
     middle_s = length_s / 2
     figures: list[Figure] = []
@@ -165,17 +163,18 @@ def growth(name: str, samples: Sequence[Sample], length_s: float, window_s: floa
     if not any(sample.children for sample in samples):
         del memory["children_rss_mib"], counts["children"]
     for what, words in memory.items():
-        moments_s = (middle_s, length_s)
-        before, after = (quantile_around(samples, at_s, window_s, what, 0.25) for at_s in moments_s)
-        medians = " to ".join(f"{quantile_around(samples, at_s, window_s, what, 0.5):.0f}" for at_s in moments_s)
+        lowest, median = (
+            [quantile(samples, at_s - window_s, at_s, what, share) for at_s in (middle_s, length_s)]
+            for share in (LOWEST, 0.5)
+        )
         figures.append(
             Figure(
                 name=f"{name}: growth of {words}",
-                value=after - before,
+                value=lowest[1] - lowest[0],
                 unit="MiB",
                 at_most=GROWTH_MIB,
-                detail=f"{before:.0f} to {after:.0f}, lower quartiles of {window_s:g} s around {middle_s:g} and "
-                f"{length_s:g} s; medians {medians}",
+                detail=f"{lowest[0]:.0f} to {lowest[1]:.0f}, the lowest tenth in the {window_s:g} s before "
+                f"{middle_s:g} and {length_s:g} s; medians {median[0]:.0f} to {median[1]:.0f}",
             )
         )
     for what, words in counts.items():
@@ -249,7 +248,7 @@ class _Watch:
                 except ProcessLookupError as error:
                     raise RuntimeError(f"{error}; its last words:\n{_last_words(self._swarm, name)}") from error
             if now_s >= self._next_words_s:
-                self._next_words_s += 60.0
+                self._next_words_s = now_s + 60.0
                 self._tell(now_s)
             self._next_s = max(self._next_s + self._sample_s, now_s)  # a late look is not made up for
 
@@ -304,9 +303,3 @@ def _free_port() -> int:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _die_with_parent() -> None:
-    """Asks Linux to end this process when the one that measures is killed, so that none is left behind."""
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import itertools
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,15 +27,17 @@ from sapo_jax.swarm.wire.group_codec import pack_group, seal_group
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.swarm.wire.requests import PublishOutcome, PublishRequest
 from sapo_jax.swarm.wire.signed_content import GeneratorInfo, SignedGroup
+from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.scoring_pool import ScoringPool
 from sapo_jax.tasks.specialty import Specialty
 from sapo_jax.tasks.verifier import EXTERNAL_LANE
-from sapo_jax.types import Completion, FinishReason, Rollout, ScoredRollout, TaskRef
+from sapo_jax.types import Completion, FinishReason, RejectionReason, Rollout, ScoredRollout, Task, TaskRef
 
 SWARM = "verified"
 NODE = "node"
 BATCH = 16  # groups per call
 CHUNK = 400  # groups that are sent before their verdicts are waited for; fewer than may wait
+_DRAWS = 20  # at tasks of one specialty; some fail to be made, some are held out
 _STALLED_S = 60.0  # without any verdict
 
 _sequences = itertools.count(1)
@@ -49,15 +52,8 @@ def signed_group(
     unknown_fields: bytes = b"",
 ) -> SignedGroup:
     """Returns a group of `texts` for a task; `unknown_fields` are signed with it."""
-    rollout = Rollout(
-        task_ref=ref,
-        node_id=identity.node_id,
-        round=0,
-        policy_version=0,
-        completions=tuple(Completion(text=text, finish_reason=FinishReason.STOP) for text in texts),
-    )
     payload = pack_group(
-        rollout,
+        _rollout(identity.node_id, ref, texts),
         swarm_id=SWARM,
         sequence=next(_sequences),
         created_unix_s=time.time(),
@@ -66,6 +62,16 @@ def signed_group(
         claimed_scores=claimed_scores,
     )
     return SignedGroup(envelope=seal_group(payload + unknown_fields, identity))
+
+
+def _rollout(node_id: str, ref: TaskRef, texts: Sequence[str]) -> Rollout:
+    return Rollout(
+        task_ref=ref,
+        node_id=node_id,
+        round=0,
+        policy_version=0,
+        completions=tuple(Completion(text=text, finish_reason=FinishReason.STOP) for text in texts),
+    )
 
 
 class VerifiedHost:
@@ -82,6 +88,7 @@ class VerifiedHost:
         folder.mkdir(parents=True)
         self.pool = ScoringPool(specialties, lanes=(EXTERNAL_LANE,))
         self.published: Counter[str] = Counter()  # answers of the server, by outcome or reason
+        self.held_out: list[TaskRef] = []  # met by `tasks`
         self._address = ""
         try:
             self.pool.warm_up()
@@ -112,6 +119,21 @@ class VerifiedHost:
         self.hub.close(flush_s=0.0)
         self.pool.close()
 
+    def tasks(self, specialty: Specialty, count: int, rng: random.Random) -> list[Task]:
+        """Returns tasks that strangers may publish for, as the scorers rebuild them; notes those that are held out."""
+        source = ReasoningGymSource((specialty,))
+        found: list[Task] = []
+        for _ in range(_DRAWS):
+            refs = [source.ref(specialty, rng.randrange(2**32), rng.randrange(500)) for _ in range(count - len(found))]
+            for verdict in self.pool.verify([_rollout("", ref, ["x"]) for ref in refs], lane=EXTERNAL_LANE):
+                if isinstance(verdict, ScoredRollout):
+                    found.append(verdict.task)
+                elif verdict.reason is RejectionReason.HELD_OUT:
+                    self.held_out.append(verdict.rollout.task_ref)
+            if len(found) == count:
+                break
+        return found
+
     def publish(self, groups: Sequence[SignedGroup]) -> int:
         """Publishes groups as a stranger; returns how many were accepted."""
         results = asyncio.run(self._publish(groups))
@@ -132,23 +154,27 @@ class VerifiedHost:
         }
         return {name.replace("_external", ""): count for name, count in wanted.items() if count}
 
-    def settle(self) -> bool:
-        """Waits until every accepted group has its verdict; returns False if no more verdicts came for long."""
+    def settle(self, patience_s: float = _STALLED_S) -> bool:
+        """Waits until every accepted group has its verdict; returns False if none came for `patience_s`.
+
+        Groups of a publisher that is banned meanwhile never get one.
+        """
         last, since_s = -1, time.monotonic()
         while (done := sum(self.verdicts().values())) < self._sent:
             if done != last:
                 last, since_s = done, time.monotonic()
-            elif time.monotonic() - since_s > _STALLED_S:
+            elif time.monotonic() - since_s > patience_s:
+                self._sent = done  # nobody waits for the others any more
                 return False
             time.sleep(0.02)
         return True
 
-    def through(self, groups: Sequence[SignedGroup]) -> list[ScoredRollout]:
+    def through(self, groups: Sequence[SignedGroup], patience_s: float = _STALLED_S) -> list[ScoredRollout]:
         """Publishes groups, waits for their verdicts and returns what a learner gets of them."""
         pulled: list[ScoredRollout] = []
         for start in range(0, len(groups), CHUNK):
             self.publish(groups[start : start + CHUNK])
-            self.settle()
+            self.settle(patience_s)
             pulled += self.pull()
         return pulled
 

@@ -15,16 +15,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sapo_jax.tasks.audit import audit
 from sapo_jax.tasks.catalog import CATALOGS, resolve
-from sapo_jax.tasks.held_out import is_held_out
-from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
-from sapo_jax.tasks.source import GenerationError
-from sapo_jax.tasks.specialty import Specialty
 from sapo_jax.tasks.verifier import MAX_COMPLETION_BYTES
 from sapo_jax.types import ScoredRollout, Task, TaskRef
 from scripts.faults import verifier_bombs
@@ -39,6 +35,7 @@ GROUPS_PER_DATASET = 20
 COMPLETIONS = 16
 LIARS_GROUPS = 320
 _TASKS = 3  # of one dataset
+_BANNED_PATIENCE_S = 3.0
 _GROUPS_PER_KEY = 4  # a publisher whose group cost a scorer is paused, and others shall not wait for it
 _QUESTION, _TRUTH, _METADATA = 4, 5, 6  # numbers of fields that this protocol has reserved and never reads
 
@@ -51,33 +48,6 @@ def measure(setting: Setting) -> list[Figure]:
         *reward_figures(setting, rng),
         *verifier_bombs.measure(setting),
     ]
-
-
-class Tasks:
-    """Tasks of given specialties that strangers may publish for, with their answers."""
-
-    def __init__(self, specialties: Sequence[Specialty], rng: random.Random) -> None:
-        self._source = ReasoningGymSource(specialties)
-        self._rng = rng
-        self.of = {specialty.name: self._draw(specialty) for specialty in specialties}
-
-    def _draw(self, specialty: Specialty) -> list[Task]:
-        tasks: list[Task] = []
-        seed = self._rng.randrange(2**32)
-        for index in range(specialty.config["size"]):
-            with contextlib.suppress(GenerationError):
-                task = self._source.task(self._source.ref(specialty, seed, index))
-                if not is_held_out(task.question):
-                    tasks.append(task)
-            if len(tasks) == _TASKS:
-                break
-        return tasks
-
-    def held_out_refs(self, specialty: Specialty, count: int) -> list[TaskRef]:
-        """Returns references of questions that are kept for evaluations."""
-        refs = (self._source.ref(specialty, 7, index) for index in range(specialty.config["size"]))
-        found = (ref for ref in refs if is_held_out(self._source.task(ref).question))
-        return [ref for ref, _ in zip(found, range(count), strict=False)]
 
 
 def completion(answer: str) -> str:
@@ -118,14 +88,14 @@ def code_figures(setting: Setting, rng: random.Random) -> list[Figure]:
     marks.mkdir()
     control = _control(setting.workdir)
     specialties = (*resolve("paper"), *resolve("easy", RUN_BY_LIBRARY))
-    tasks = Tasks(specialties, rng)
     sent = 0
     with (
         contextlib.closing(Listener()) as listener,
         VerifiedHost(setting.workdir / "exploits", specialties, core_share=1.0) as host,
     ):
         scores: list[float] = []
-        for name, known in tasks.of.items():
+        for specialty in specialties:
+            name, known = specialty.name, host.tasks(specialty, _TASKS, rng)
             wanted = max(COMPLETIONS, setting.scaled(ESCAPES) // len(specialties))
             groups = []
             for number in range(math.ceil(wanted / COMPLETIONS)):
@@ -195,12 +165,12 @@ def reward_figures(setting: Setting, rng: random.Random) -> list[Figure]:
     if setting.scale < 0.05:
         names = sorted(rng.sample(names, max(4, round(len(names) * setting.scale))))
     specialties = resolve("easy", [name if name in _EASY else f'{name}:{{"size": 500}}' for name in names])
-    tasks = Tasks(specialties, rng)
-    setting.say(f"tasks of {len(specialties)} datasets are made")
     with VerifiedHost(setting.workdir / "rewards", specialties, core_share=1.0) as host:
         pulled: list[ScoredRollout] = []
         completions = 0
-        for known in tasks.of.values():
+        known_of = {specialty.dataset: host.tasks(specialty, _TASKS, rng) for specialty in specialties}
+        setting.say(f"tasks of {len(specialties)} datasets are made")
+        for known in filter(None, known_of.values()):
             (identity,) = make_identities(rng, 1)
             groups = []
             for _ in range(setting.scaled(GROUPS_PER_DATASET, 2)):
@@ -217,7 +187,7 @@ def reward_figures(setting: Setting, rng: random.Random) -> list[Figure]:
         rewards = sum(len(item.scores) for item in pulled)
         seen = {item.rollout.task_ref.dataset for item in pulled}
         unseen = sorted({specialty.dataset for specialty in specialties} - seen)
-        wrong = wrong_reference_figures(setting, rng, host, specialties, tasks)
+        wrong = wrong_reference_figures(setting, rng, host, known_of)
     return [
         Figure(
             name="rewards outside [0, 1] at the learner",
@@ -239,25 +209,25 @@ def reward_figures(setting: Setting, rng: random.Random) -> list[Figure]:
 
 
 def wrong_reference_figures(
-    setting: Setting, rng: random.Random, host: VerifiedHost, specialties: Sequence[Specialty], tasks: Tasks
+    setting: Setting, rng: random.Random, host: VerifiedHost, known_of: Mapping[str, Sequence[Task]]
 ) -> list[Figure]:
     """One peer's groups are all of tasks that are not there; another lies about scores, question and truth."""
     (liar, boaster) = make_identities(rng, 2)
     wanted = setting.scaled(LIARS_GROUPS, 16)
     groups = []
-    for ref in _wrong_refs(rng, specialties, tasks, wanted):
+    for ref in wrong_refs(rng, known_of, host.held_out, wanted):
         groups.append(signed_group(liar, ref, ["<answer>1</answer>", "<answer>2</answer>"]))
     pulled: list[ScoredRollout] = []
     accepted = 0
     for start in range(0, len(groups), 8):
         before = host.published["accepted"]
-        pulled += host.through(groups[start : start + 8])
+        pulled += host.through(groups[start : start + 8], _BANNED_PATIENCE_S)
         accepted += host.published["accepted"] - before
     banned = host.hub.host.scores.is_banned(liar.node_id)
 
     honest: list[tuple[TaskRef, list[str], tuple[float, ...]]] = []
     believed = compared = 0
-    known = [task for each in tasks.of.values() for task in each if task.ground_truth is not None][:40]
+    known = [task for each in known_of.values() for task in each if task.ground_truth is not None][:40]
     groups = []
     for task in known:
         texts = [completion(answer) for answer in odd_answers(4, truth=task.ground_truth or "", rng=rng)]
@@ -268,6 +238,8 @@ def wrong_reference_figures(
             honest.append((task.ref, texts, tuple(own)))  # pyright: ignore[reportArgumentType]
     expected = {(ref, tuple(texts)): scores for ref, texts, scores in honest}
     for item in host.through(groups):
+        if item.rollout.node_id == liar.node_id:
+            pulled.append(item)
         key = item.rollout.task_ref, tuple(each.text for each in item.rollout.completions)
         compared += key in expected
         believed += key in expected and expected[key] != item.scores
@@ -290,10 +262,13 @@ def wrong_reference_figures(
     ]
 
 
-def _wrong_refs(rng: random.Random, specialties: Sequence[Specialty], tasks: Tasks, count: int) -> Iterator[TaskRef]:
-    held_out = [ref for specialty in specialties[:3] for ref in tasks.held_out_refs(specialty, 4)]
+def wrong_refs(
+    rng: random.Random, known_of: Mapping[str, Sequence[Task]], held_out: Sequence[TaskRef], count: int
+) -> Iterator[TaskRef]:
+    """Yields references of tasks that are not there, or that nobody may publish for."""
+    refs = [known[0].ref for known in known_of.values() if known]
     for number in range(count):
-        right, other = rng.sample([known[0].ref for known in tasks.of.values()], 2)
+        right, other = rng.sample(refs, 2)
         match number % 5:
             case 0:
                 yield replace(right, config_digest=rng.randbytes(32).hex())
@@ -304,7 +279,7 @@ def _wrong_refs(rng: random.Random, specialties: Sequence[Specialty], tasks: Tas
             case 3:
                 yield replace(right, dataset=rng.choice(("composite", "no_such_dataset", "x" * 64)))
             case _:
-                yield replace(rng.choice(held_out)) if held_out else replace(right, index=500)
+                yield rng.choice(held_out) if held_out else replace(right, index=500)
 
 
 _EASY = frozenset(specialty.name for specialty in CATALOGS["easy"])

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sapo_jax.tasks.catalog import resolve
-from sapo_jax.tasks.held_out import is_held_out
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.source import UnknownTaskError
 from scripts.faults import verifier, verifier_bombs
@@ -59,8 +58,9 @@ def test_rewards_and_references_hold_and_a_reward_beyond_one_would_be_noticed(tm
     assert all(figure.is_met for figure in good.values()), good
     through = VerifiedHost.through
 
-    def inflated(self, groups):
-        return [dataclasses.replace(item, scores=(148.4,) * len(item.scores)) for item in through(self, groups)]
+    def inflated(self, groups, *patience_s):
+        pulled = through(self, groups, *patience_s)
+        return [dataclasses.replace(item, scores=(148.4,) * len(item.scores)) for item in pulled]
 
     monkeypatch.setattr(VerifiedHost, "through", inflated)
     bad = by_name(verifier.reward_figures(setting_of(tmp_path / "bad", 0.05), random.Random(0)))
@@ -74,12 +74,10 @@ AUDITED = verifier.audit()
 def test_wrong_references_are_wrong():
     specialties = resolve("easy", ('gcd:{"size": 500}', 'leg_counting:{"size": 500}'))
     source = ReasoningGymSource(specialties)
-    tasks = verifier.Tasks(specialties, random.Random(0))
-    for ref in verifier._wrong_refs(random.Random(1), specialties, tasks, 40):
-        try:
-            assert is_held_out(source.task(ref).question)
-        except UnknownTaskError:
-            pass
+    known_of = {each.name: [source.task(source.ref(each, 0, 0))] for each in specialties}
+    for ref in verifier.wrong_refs(random.Random(1), known_of, [], 40):
+        with pytest.raises(UnknownTaskError):
+            source.task(ref)
 
 
 def test_answers_follow_from_the_seed_and_differ():
