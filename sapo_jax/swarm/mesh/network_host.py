@@ -54,6 +54,7 @@ PEERS_FILE = "peers.json"
 SAVE_PEERS_S = 60.0
 FLUSH_POLL_S = 0.05
 STOP_S = 15.0
+GRACE_S = 5.0  # for calls in progress; connections that died without a sign use up all of it
 
 # Members hold the invite, and all processes of one machine share a prefix.
 CLOSED_PEER_LIMITS = PeerLimits(per_prefix=12, known_per_prefix=64)
@@ -277,7 +278,7 @@ class NetworkHost:
         if self._loop is not None:
             self._loop.run(self._drain(), STOP_S)
 
-    def close(self, *, flush_s: float = 10.0, grace_s: float = STOP_S) -> None:
+    def close(self, *, flush_s: float = 10.0, grace_s: float = GRACE_S) -> None:
         """Drains, hands over own groups for at most `flush_s`, stops and saves the peers; twice is allowed."""
         loop, self._loop = self._loop, None
         if loop is None:
