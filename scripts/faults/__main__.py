@@ -27,9 +27,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.faults.figures import Figure, Setting, read_figures, table, write_figures
+from scripts.faults.figures import ROOT, Figure, Setting, read_figures, table, write_figures
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLE, FIGURES, MEASURED_AS = "faults.md", "figures.json", "measured_as.json"
 PARTS: Mapping[str, str] = {
     "fuzz": "a million hostile messages",

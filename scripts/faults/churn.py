@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from sapo_jax.metrics import MetricsError, Record, read_metrics
 from sapo_jax.seeding import generator
 from sapo_jax.workdir import METRICS_FILE
-from scripts.faults.figures import Figure, Setting
-from scripts.faults.host_process import ROOT, HostProcess, wait_until
+from scripts.faults.figures import ROOT, Figure, Setting
+from scripts.faults.host_process import HostProcess, wait_until
 from scripts.faults.peer_watch import PeerWatch
 from scripts.faults.process_samples import PROC, descendants
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]  # of the repository, where parts start their processes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:

@@ -17,18 +17,16 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from sapo_jax.swarm.wire.errors import WireReason
 from scripts.faults import fuzz_abuse, fuzz_calls, fuzz_server
-from scripts.faults.figures import Figure, Setting
+from scripts.faults.figures import ROOT, Figure, Setting
 from scripts.faults.fuzz_calls import Caller, CallTally
 from scripts.faults.fuzz_worker import read_current
 from scripts.faults.request_fuzz import RequestFuzz, crafted_requests
 from scripts.faults.wire_fuzz import valid_case
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = (sys.executable, "-m", "scripts.faults.fuzz_worker")
 WORKERS = 2
 MESSAGES = 1_000_000  # through the handlers; what goes over connections comes on top

@@ -22,9 +22,9 @@ from pathlib import Path
 from sapo_jax.swarm.calls.trust import TrustMode, choose_trust
 from sapo_jax.swarm.mesh.network_host import NetworkHost
 from sapo_jax.swarm.wire.identity import Identity
+from scripts.faults.figures import ROOT
 from scripts.faults.wire_fuzz import SWARM_ID
 
-ROOT = Path(__file__).resolve().parents[2]
 LOG_FILE = "log.txt"
 _DEFECT = re.compile(r"failed, error id|Traceback|exception", re.IGNORECASE)
 STOP_S = 60.0

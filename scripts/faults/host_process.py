@@ -12,11 +12,11 @@ from pathlib import Path
 
 from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY, SWARM_ID_FILE
 from sapo_jax.swarm.wire.identity import Identity
+from scripts.faults.figures import ROOT
 
 LIGHT_HOST = "scripts.faults.light_host"
 NODE = "node-0"  # the only node of each host
 READY_FILE = "ready"  # in which a light host writes its process id before its first round
-ROOT = Path(__file__).resolve().parents[2]
 STOP_S = 60.0
 
 
@@ -66,6 +66,10 @@ class HostProcess:
     def pid(self) -> int | None:
         """The id of its process, None if there is none."""
         return None if self._process is None else self._process.pid
+
+    def output(self) -> str:
+        """Returns what its processes have said so far."""
+        return (self.workdir / "output.txt").read_text(errors="replace")
 
     @property
     def is_running(self) -> bool:

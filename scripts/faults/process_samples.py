@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -67,9 +68,8 @@ def descendants(pid: int) -> list[int]:
     for folder in PROC.iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                # The name in brackets may hold anything, spaces and brackets included.
-                parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-                below.setdefault(int(parent), []).append(int(folder.name))
+                pid_above = int(_stat(int(folder.name))[1])
+                below.setdefault(pid_above, []).append(int(folder.name))
     found: list[int] = []
     waiting = [pid]
     while waiting:
@@ -77,6 +77,11 @@ def descendants(pid: int) -> list[int]:
         found += children
         waiting += children
     return found
+
+
+def cpu_s(pid: int) -> float:
+    """Returns the CPU time in seconds that a process has used, without its children."""
+    return sum(map(int, _stat(pid)[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
@@ -105,6 +110,12 @@ def drift(samples: Sequence[Sample], from_s: float, what: str) -> float:
         for earlier, later in itertools.combinations(since, 2)
     ]
     return float(statistics.median(slopes)) * (since[-1].at_s - since[0].at_s) if slopes else float("nan")
+
+
+def _stat(pid: int) -> list[str]:
+    """Returns what /proc says of a process in one line, from its state on."""
+    # The name in brackets before it may hold anything, spaces and brackets included.
+    return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def _status(pid: int) -> dict[str, str]:

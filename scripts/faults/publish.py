@@ -39,8 +39,8 @@ from scripts.bench_exchange import (
     publish,
 )
 from scripts.bench_exchange import measure as measure_case
-from scripts.faults.figures import Figure, Setting
-from scripts.faults.host_process import ROOT, HostProcess, wait_until
+from scripts.faults.figures import ROOT, Figure, Setting
+from scripts.faults.host_process import HostProcess, wait_until
 from scripts.faults.process_samples import look
 from scripts.faults.publish_caller import PAUSE_S, Caller, Seen, bodies_of, connect, merged, seen_from_json
 
@@ -90,7 +90,7 @@ def measure_overload(setting: Setting) -> list[Figure]:
     try:
         relay.start()
         if not wait_until(relay.invite.exists, START_S):
-            raise RuntimeError(f"the relay did not start: {(relay.workdir / 'output.txt').read_text()}")
+            raise RuntimeError(f"the relay did not start: {relay.output()}")
         invite = Invite.load(relay.invite, datetime.datetime.now(datetime.UTC))
         _publish_after(invite, setting.scaled(AFTER_GROUPS, least=20))  # has loaded all that a call needs
         seconds = max(2.0, OVERLOAD_S * setting.scale)

@@ -9,11 +9,6 @@ and some under a known one. Every look at /proc is kept in `samples.csv`.
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -23,19 +18,17 @@ from pathlib import Path
 from sapo_jax.metrics import read_metrics
 from sapo_jax.swarm.mesh.admin_client import AdminClient
 from sapo_jax.swarm.mesh.host_status import HostStatus
-from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
 from sapo_jax.swarm.store.retention import StoreLimits
 from sapo_jax.workdir import METRICS_FILE
 from scripts.faults.figures import Figure, Setting
+from scripts.faults.host_process import STOP_S, HostProcess, free_port
 from scripts.faults.process_samples import Sample, drift, look, quantile, write_samples
 
-ROOT = Path(__file__).resolve().parents[2]
 LENGTH_S = 20 * 60
 WINDOW_S, LOWEST = 240.0, 0.1  # before each of the two moments that are compared, and which quantile
 SAMPLE_S = 5.0
 GROWTH_MIB = 16.0
 START_S = 600.0  # for all processes to be at work, on a machine that does other things too
-STOP_S = 120.0
 VISIT_S = 60.0  # from the start of one visitor to that of the next; it stays for two thirds
 PUBLISHERS, GROUPS_PER_S = 12, 24.0
 HOST, OTHER, RELAY, PUBLISHER, VISITOR = "host", "other-host", "relay", "publisher", "visitor"
@@ -44,55 +37,31 @@ MEASURED = (HOST, RELAY)
 
 @dataclass(kw_only=True, slots=True)
 class Swarm:
-    """The processes by name, below one directory, and how the visitors fared."""
+    """The processes by name, each below one directory."""
 
     workdir: Path
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
-    visits: int = 0
-    failed_visits: int = 0
+    processes: dict[str, HostProcess] = field(default_factory=dict[str, HostProcess])
 
-    def start(self, name: str, module: str, *arguments: str) -> None:
-        """Starts a module with a directory and a log of its own."""
-        folder = self.workdir / name
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module, f"--workdir={folder}", *arguments],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )  # in the group of this process, with which whoever started it ends them if need be
-
-    def invite(self, name: str) -> Path:
-        """Returns where a host leaves its invite."""
-        return self.workdir / name / SWARM_DIRECTORY / INVITE_FILE
+    def start(self, name: str, module: str, **options: object) -> None:
+        """Starts a process; one of a known name comes back to its directory."""
+        if name not in self.processes:
+            self.processes[name] = HostProcess(self.workdir / name, module, **options)
+        self.processes[name].start()
 
     def status(self, name: str) -> HostStatus:
         """Asks a host as its operator would."""
-        with AdminClient(self.workdir / name / SWARM_DIRECTORY) as client:
+        with AdminClient(self.processes[name].directory) as client:
             return client.status()
 
     def rounds(self, name: str) -> int:
         """Returns how many rounds a training host has logged."""
-        path = self.workdir / name / METRICS_FILE
+        path = self.processes[name].workdir / METRICS_FILE
         return max((record.round for record in read_metrics(path)), default=0) if path.exists() else 0
 
     def ended(self) -> list[str]:
         """Returns the processes that have ended, without visitors."""
-        running = {name: process for name, process in self.processes.items() if not name.startswith(VISITOR)}
-        return [name for name, process in running.items() if process.poll() is not None]
-
-    def stop(self, name: str) -> int:
-        """Asks a process to stop and returns its exit code; one that does not is killed."""
-        process = self.processes.pop(name)
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            return process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+        staying = {name: process for name, process in self.processes.items() if not name.startswith(VISITOR)}
+        return [name for name, process in staying.items() if not process.is_running]
 
 
 def measure(setting: Setting) -> list[Figure]:
@@ -110,12 +79,14 @@ def measure(setting: Setting) -> list[Figure]:
         watch.until(length_s)
         status = swarm.status(HOST)
         ended_early = swarm.ended()
-        codes = {name: swarm.stop(name) for name in list(swarm.processes) if not name.startswith(VISITOR)}
+        for process in swarm.processes.values():
+            process.stop()
     finally:
-        for name in list(swarm.processes):
-            swarm.stop(name)
+        for process in swarm.processes.values():
+            process.end()
         write_samples(setting.workdir / "samples.csv", samples)
-    setting.say(f"exit codes {codes}, {swarm.visits} visitors")
+    failures = {name: process.failures for name, process in swarm.processes.items() if process.failures}
+    setting.say(f"bad ends: {failures or 'none'}, {watch.visits} visitors")
     figures: list[Figure] = []
     for name in MEASURED:
         figures += growth(name, [each for each in samples if each.process == name], length_s, window_s)
@@ -137,13 +108,13 @@ def measure(setting: Setting) -> list[Figure]:
             value=used,
             at_least=setting.scaled(200),
             detail=f"{status.counters.get('groups/verified_external', 0)} verified, "
-            f"{status.counters.get('swarm/accepted', 0)} own accepted by peers, {swarm.visits} visitors",
+            f"{status.counters.get('swarm/accepted', 0)} own accepted by peers, {watch.visits} visitors",
         ),
         Figure(
             name="processes that ended by themselves or badly",
-            value=len(ended_early) + swarm.failed_visits + sum(code != 0 for code in codes.values()),
+            value=len(ended_early) + sum(failures.values()),
             at_most=0,
-            detail=f"of {len(codes)}, and {swarm.visits} visitors",
+            detail=f"of {sum(process.starts for process in swarm.processes.values())}, {watch.visits} visits included",
         ),
     ]
     return figures
@@ -194,26 +165,24 @@ def growth(name: str, samples: Sequence[Sample], length_s: float, window_s: floa
 
 def _start(swarm: Swarm, setting: Setting) -> int:
     """Starts all processes and waits until the hosts train; returns the port of the host's metrics page."""
-    metrics_port = _free_port()
-    overrides = (
-        "--config=configs/tiny.py",
-        "--config.nodes=1",
-        "--config.rounds=1000000000",
-        "--config.host.platform=cpu",
-        "--config.sharing.selection=publisher_uniform",
-        "--config.eval.every_rounds=50",
-        "--config.checkpoint.every_rounds=50",
-        "--listen=127.0.0.1:0",
-    )
-    swarm.start(
-        HOST, "sapo_jax.main", *overrides, f"--metrics=127.0.0.1:{metrics_port}", f"--config.seed={setting.seed}"
-    )
-    _wait(swarm, "the host's invite", lambda: swarm.invite(HOST).exists())
-    invite = f"--invite={swarm.invite(HOST)}"
-    swarm.start(RELAY, "sapo_jax.relay", "--listen=127.0.0.1:0", invite)
-    swarm.start(OTHER, "sapo_jax.main", *overrides, invite, f"--config.seed={setting.seed + 1}")
-    publish = (f"--publishers={PUBLISHERS}", f"--groups_per_s={GROUPS_PER_S}", f"--seed={setting.seed}")
-    swarm.start(PUBLISHER, "scripts.faults.light_publisher", invite, *publish)
+    metrics_port = free_port()
+    training = {
+        "config": "configs/tiny.py",
+        "config.nodes": 1,
+        "config.rounds": 1_000_000_000,
+        "config.host.platform": "cpu",
+        "config.sharing.selection": "publisher_uniform",
+        "config.eval.every_rounds": 50,
+        "config.checkpoint.every_rounds": 50,
+    }
+    seed = setting.seed
+    swarm.start(HOST, "sapo_jax.main", **training, **{"config.seed": seed, "metrics": f"127.0.0.1:{metrics_port}"})
+    invite = swarm.processes[HOST].invite
+    _wait(swarm, "the host's invite", invite.exists)
+    swarm.start(RELAY, "sapo_jax.relay", invite=invite)
+    swarm.start(OTHER, "sapo_jax.main", **training, **{"config.seed": seed + 1, "invite": invite})
+    publishing = {"publishers": PUBLISHERS, "groups_per_s": GROUPS_PER_S, "seed": seed, "listen": None}
+    swarm.start(PUBLISHER, "scripts.faults.light_publisher", invite=invite, **publishing)
     for name in (HOST, OTHER):
         setting.say(f"waiting for the first rounds of {name}")
         _wait(swarm, f"the first rounds of {name}", lambda name=name: swarm.rounds(name) > 0)
@@ -234,17 +203,20 @@ class _Watch:
         self._start_s = time.monotonic()
         self._next_s = 0.0
         self._next_words_s = 0.0
-        self._visits = self._visit_for_ever()
+        self.visits = 0
+        self._coming_and_going = self._visit_for_ever()
 
     def until(self, end_s: float) -> None:
         """Goes on until `end_s` after the beginning; raises RuntimeError if a measured process ends."""
         while self._next_s <= end_s:
             time.sleep(max(0.0, self._start_s + self._next_s - time.monotonic()))
             now_s = time.monotonic() - self._start_s
-            next(self._visits)
+            next(self._coming_and_going)
             for name in MEASURED:
+                pid = self._swarm.processes[name].pid
+                assert pid is not None  # it was started, and is stopped after the last look
                 try:
-                    self._samples.append(look(name, self._swarm.processes[name].pid, now_s))
+                    self._samples.append(look(name, pid, now_s))
                 except ProcessLookupError as error:
                     raise RuntimeError(f"{error}; its last words:\n{_last_words(self._swarm, name)}") from error
             if now_s >= self._next_words_s:
@@ -269,16 +241,16 @@ class _Watch:
         swarm, begun_s = self._swarm, time.monotonic()
         while True:
             # Every second one is the same host come back.
-            name = f"{VISITOR}-{'again' if swarm.visits % 2 else swarm.visits}"
-            swarm.start(name, "sapo_jax.relay", "--listen=127.0.0.1:0", f"--invite={swarm.invite(HOST)}")
-            swarm.visits += 1
+            name = f"{VISITOR}-{'again' if self.visits % 2 else self.visits}"
+            swarm.start(name, "sapo_jax.relay", invite=swarm.processes[HOST].invite)
+            self.visits += 1
+            visitor = swarm.processes[name]
             while time.monotonic() < begun_s + VISIT_S * 2 / 3:
                 yield
-            process = swarm.processes[name]
-            process.send_signal(signal.SIGTERM)
-            while process.poll() is None and time.monotonic() < begun_s + VISIT_S + STOP_S:
+            visitor.ask_to_stop()
+            while visitor.is_running and time.monotonic() < begun_s + VISIT_S + STOP_S:
                 yield
-            swarm.failed_visits += swarm.stop(name) != 0
+            visitor.stop()
             while time.monotonic() < begun_s + VISIT_S:
                 yield
             begun_s = time.monotonic()
@@ -295,11 +267,4 @@ def _wait(swarm: Swarm, what: str, is_there: Callable[[], bool]) -> None:
 
 
 def _last_words(swarm: Swarm, name: str) -> str:
-    lines = (swarm.workdir / name / "log.txt").read_text(errors="replace").splitlines()
-    return "\n".join(lines[-15:])
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return "\n".join(swarm.processes[name].output().splitlines()[-15:])

@@ -32,9 +32,9 @@ from sapo_jax.tasks.catalog import resolve
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.verifier import EXTERNAL_LANE
 from sapo_jax.types import ScoredRollout
+from scripts.faults.figures import ROOT
 from scripts.faults.light_publisher import rollouts
 
-ROOT = Path(__file__).resolve().parents[2]
 PUBLISHERS = 64
 PUBLISH_EVERY = 10  # draws
 PAUSE_S = 0.003  # between draws; a real round leaves the interpreter to the others for far longer

@@ -17,14 +17,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from sapo_jax.swarm.calls.trust import Trust, TrustMode
 from sapo_jax.swarm.mesh.network_host import HostLimits, NetworkHost
 from sapo_jax.swarm.mesh.peers import PeerLimits
 from sapo_jax.swarm.wire.identity import Identity
+from scripts.faults.figures import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SWARM = "loopback"  # how hosts of one machine that name no swarm call theirs
 LOOPBACK = "127.0.0.1"
 START_S = 60.0

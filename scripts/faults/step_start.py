@@ -11,7 +11,6 @@ import datetime
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,12 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from sapo_jax.swarm.mesh.joining import plan_joining
 from sapo_jax.workdir import METRICS_FILE
+from scripts.faults.figures import ROOT
+from scripts.faults.process_samples import cpu_s
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 300.0
 _POLL_S = 0.02
 
@@ -65,14 +63,7 @@ def first_step(workdir: Path, *, cache: Path, dead_address: str, overrides: Sequ
     began_s = time.monotonic()
     with (
         log.open("wb") as output,
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as process,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
         try:
             first_word_s = 0.0
@@ -82,18 +73,16 @@ def first_step(workdir: Path, *, cache: Path, dead_address: str, overrides: Sequ
                     first_word_s = now_s
                 is_done = has_first_round(run / METRICS_FILE)
                 if is_done or now_s > LIMIT_S:
-                    used = psutil.Process(process.pid).cpu_times()
                     return Start(
                         first_word_s=first_word_s,
                         first_step_s=now_s if is_done else math.inf,
-                        cpu_s=used.user + used.system,
+                        cpu_s=cpu_s(process.pid),
                     )
                 if process.poll() is not None:
                     raise RuntimeError(f"the process ended after {now_s:.0f} s without a first round, see {log}")
                 time.sleep(_POLL_S)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # its scorers end with it
 
 
 def has_first_round(path: Path) -> bool:

@@ -25,11 +25,10 @@ from sapo_jax.tasks.verifier import MAX_COMPLETION_BYTES
 from sapo_jax.types import ScoredRollout, Task, TaskRef
 from scripts.faults import verifier_bombs
 from scripts.faults.exploits import CODE_PATHS, RUN_BY_LIBRARY, code_that_writes, escapes, odd_answers
-from scripts.faults.figures import Figure, Setting
+from scripts.faults.figures import ROOT, Figure, Setting
 from scripts.faults.verified_host import VerifiedHost, signed_group
 from scripts.faults.wire_fuzz import field_bytes, make_identities
 
-ROOT = Path(__file__).resolve().parents[2]
 ESCAPES = 100_000
 GROUPS_PER_DATASET = 20
 COMPLETIONS = 16
