@@ -50,6 +50,7 @@ class Inbox:
         self._missed = 0
         self._generation = 0
         self._read_seq = 0
+        self._opened_seq = opened_seq
         self._last_seq = opened_seq  # no place that an earlier process can have read is beyond
         self._reading: set[int] = set()  # read, not yet settled
         # Of what was read before the last restore, only this is still wanted.
@@ -63,7 +64,7 @@ class Inbox:
 
     @property
     def missed(self) -> int:
-        """Rollouts that found no room so far, summed over nodes."""
+        """Rollouts that found no room so far, in the store until they were read or in a mailbox of any node."""
         with self._lock:
             return self._missed
 
@@ -73,10 +74,15 @@ class Inbox:
             return self._generation, self._read_seq
 
     def begin(self, generation: int, read_seq: int, seqs: Sequence[int]) -> list[int]:
-        """Notes that the store was read up to `read_seq` and held `seqs`; returns those that somebody wants."""
+        """Notes that the store was read up to `read_seq` and held `seqs`; returns those that somebody wants.
+
+        What arrived since the store was opened and is not among `seqs` had to leave it unread: it is missed.
+        """
         with self._lock:
             if generation != self._generation:
                 return []
+            unread_seq = max(self._read_seq, self._opened_seq)
+            self._missed += max(0, read_seq - unread_seq) - sum(seq > unread_seq for seq in seqs)
             wanted = [seq for seq in seqs if any(self._wants(node_id, seq) for node_id in self._mailboxes)]
             self._reading.update(wanted)
             for owed in self._owed.values():  # what has left the store since will never be read

@@ -3,12 +3,13 @@
 Speed is measured as by `scripts/bench_exchange.py`, over TLS. Overload is a relay as anybody starts it, in
 a closed swarm with its own limits, and processes that hold its invite: hundreds of callers with small and
 with the largest groups, and then as many callers as there are places, each of which keeps back the end
-of the largest request. The memory of the relay's process is looked at all the time.
+of the largest request. The crowd gives way to the relay when both want a core, because elsewhere it would
+have machines of its own. The memory of the relay's process is looked at all the time.
 
 Its cap: what the process held before; for every call that may be in progress a largest request, twice,
 because the transport keeps what it has received until the whole is handed to us in one piece; and the
 queue of what is not yet verified. A store on disk is not memory. How long an admitted call takes is seen
-by a caller beside the crowd, which has a process to itself and offers a small group now and then.
+by a few callers beside the crowd, in a process of their own, each of which offers a small group now and then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import grpc
 import numpy as np
 
 from sapo_jax.swarm.calls.certificate import HostCertificate
@@ -48,13 +50,14 @@ CASE_GROUPS = 12_000
 GROUP_BYTES = 8_192
 LARGEST_BYTES = 512 * 1024 + 400  # the most text of a group, and what surrounds it
 IN_FLIGHT = 32
-OVERLOAD_S = 40.0
+OVERLOAD_S = 30.0
+SMALL_BODIES = 1_000  # of one process; more groups than the relay takes in that time
 HOLD_S = 3.0  # the host waits for a body for 5 s
 AFTER_GROUPS = 1_000
 RECOVERY_S = 5.0  # for the connections of the crowd to be closed
 START_S = 60.0
 LOOK_S = 0.05
-PROBE_S = 0.02  # between two groups of the caller beside the crowd
+PROBES, PROBE_S = 8, 0.02  # callers beside the crowd; time between two groups of one
 CAP_MIB = (2 * CallLimits().max_calls * DEFAULT_WIRE_LIMITS.max_message_bytes + CallLimits().max_queued_bytes) / MIB
 
 
@@ -97,9 +100,10 @@ def measure_overload(setting: Setting) -> list[Figure]:
         with Memory(relay) as memory:
             before_mib = memory.now()
             setting.say(f"the relay holds {before_mib:.0f} MiB; overload for {seconds:.0f} s")
-            small = ["--batch=32", f"--bodies={setting.scaled(700, least=20)}", "--callers=112", f"--seconds={seconds}"]
+            bodies = setting.scaled(SMALL_BODIES, least=20)
+            small = ["--batch=32", f"--bodies={bodies}", "--callers=112", f"--seconds={seconds}"]
             large = ["--batch=7", f"--size_bytes={LARGEST_BYTES}", "--bodies=8", "--callers=16", f"--seconds={seconds}"]
-            with Probe(invite, groups=round(seconds / PROBE_S)) as probe:
+            with Probe(invite, groups=round(PROBES * seconds / PROBE_S)) as probe:
                 flood = _run_callers(relay.invite, [small, small, small, large], probe.start)
             setting.say(f"offered {flood.offered}, accepted {flood.accepted}, refused {dict(flood.refused)}")
             flood_mib = memory.peak()
@@ -117,11 +121,12 @@ def measure_overload(setting: Setting) -> list[Figure]:
     allowed_mib = before_mib + CAP_MIB
     return [
         Figure(
-            name="overload: offered beside accepted",
-            value=flood.offered / max(1, flood.accepted),
+            name="overload: offered beside answered",
+            value=flood.offered / max(1, flood.accepted + flood.known),
             unit="times",
             at_least=10.0,
-            detail=f"{flood.offered} groups offered in {seconds:.0f} s, {flood.accepted} accepted, {flood.known} known",
+            detail=f"{flood.offered} groups offered in {seconds:.0f} s, {flood.accepted} accepted, "
+            f"{flood.known} already there",
         ),
         Figure(
             name="overload: memory beside its cap",
@@ -145,7 +150,7 @@ def measure_overload(setting: Setting) -> list[Figure]:
             value=_percentile_ms(probe.seen.admitted_s, 99),
             unit="ms",
             at_most=250.0,
-            detail=f"{len(probe.seen.admitted_s)} groups of a caller beside the crowd, "
+            detail=f"{len(probe.seen.admitted_s)} groups of {PROBES} callers beside the crowd, "
             f"{sum(probe.seen.refused.values())} refused; "
             f"the crowd itself, whose processes fill the machine: {_percentile_ms(flood.admitted_s, 99):.0f} ms",
         ),
@@ -202,7 +207,7 @@ class Memory:
 
 
 class Probe:
-    """A caller beside the crowd: offers one small group after the other, in a thread of this process."""
+    """The callers beside the crowd: each offers one small group after the other, in one thread of this process."""
 
     def __init__(self, invite: Invite, *, groups: int) -> None:
         self.seen = Seen()
@@ -225,14 +230,18 @@ class Probe:
 
     async def _run(self) -> None:
         channel = connect(self._invite, self._invite.addresses[0])
-        caller = Caller(channel, self._invite.token, self.seen, timeout_s=DEADLINES["PublishGroups"].client_s)
-        for body in self._bodies:
-            while not self._stopping.is_set() and not await caller.offer(body, 1):
-                await asyncio.sleep(PAUSE_S / 2)
-            if self._stopping.is_set():
-                break
-            await asyncio.sleep(PROBE_S)
+        bodies = iter(self._bodies)
+        await asyncio.gather(*(self._offer(channel, bodies) for _ in range(PROBES)))
         await channel.close()
+
+    async def _offer(self, channel: grpc.aio.Channel, bodies: Iterator[bytes]) -> None:
+        caller = Caller(channel, self._invite.token, self.seen, timeout_s=DEADLINES["PublishGroups"].client_s)
+        for body in bodies:
+            while not self._stopping.is_set() and not await caller.offer(body, 1):
+                await asyncio.sleep(PAUSE_S)
+            if self._stopping.is_set():
+                return
+            await asyncio.sleep(PROBE_S)
 
 
 def _percentile_ms(seconds: Sequence[float], percent: float) -> float:

@@ -2,8 +2,8 @@
 
 Its groups are valid and signed before it says "ready"; at a line on standard input it begins. Each
 caller offers one body after the other and, refused, the same one again `PAUSE_S` later, whatever it
-was told. With `--hold_s` the callers send their bodies but
-for the end, wait so long, and send the rest. What they saw goes to standard output as one line of JSON.
+was told. With `--hold_s` the callers send their bodies but for the end, wait so long, and send the rest.
+What they saw goes to standard output as one line of JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import datetime
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ from sapo_jax.swarm.wire.requests import PublishOutcome, PublishRequest
 from sapo_jax.swarm.wire.signed_content import SignedGroup
 from scripts.bench_exchange import make_groups
 
-PAUSE_S = 0.5
+PAUSE_S = 0.3
 KEPT_BACK_BYTES = 64 * 1024  # of a body that is held; more than lies in buffers on the way
 CALLS_OF_CONNECTION = CallLimits().max_calls_per_peer
 
@@ -247,6 +248,7 @@ def connect(invite: Invite, address: str) -> grpc.aio.Channel:
 
 
 async def _main(options: argparse.Namespace) -> Seen:
+    os.nice(10)  # the host comes first
     invite = Invite.load(options.invite, datetime.datetime.now(datetime.UTC))
     groups = make_groups(
         options.bodies * options.batch, options.size_bytes, swarm_id=invite.swarm_id, publishers=options.publishers

@@ -20,10 +20,10 @@ from sapo_jax.swarm.calls.service_error import ServiceError
 from sapo_jax.swarm.wire.errors import WireReason
 from sapo_jax.swarm.wire.limits import MIB
 
-WAIT_S = 0.1  # the longest that a call waits for its turn
+WAIT_S = 0.08  # the longest that a call waits for its turn
 WORK_S = 0.01  # between two times of letting calls in
-LET_IN_S = 0.02  # at most, however many come
-QUIET_TURNS = 10  # turns of the loop without a new call, after which nobody waits outside
+LET_IN_S = 0.03  # at most, however many come
+QUIET_S = 0.001  # without a new call, after which nobody waits outside; a thread of the transport hands them over
 RETRY_AFTER_S = 0.25
 MAX_WAITING_BYTES = 16 * MIB  # of the requests that wait
 
@@ -75,11 +75,15 @@ class Turns:
             self._waiting_bytes -= size_bytes
 
     async def _let_in(self) -> None:
-        end_s = self._clock() + LET_IN_S
-        quiet, arrived = 0, self._arrived
-        while quiet < QUIET_TURNS and self._clock() < end_s:
+        """Leaves the loop to calls that come, until none has come for a moment."""
+        now_s = quiet_since_s = self._clock()
+        end_s = now_s + LET_IN_S
+        while now_s < min(end_s, quiet_since_s + QUIET_S):
+            arrived = self._arrived
             await asyncio.sleep(0)
-            quiet, arrived = (quiet + 1 if arrived == self._arrived else 0), self._arrived
+            now_s = self._clock()
+            if self._arrived != arrived:
+                quiet_since_s = now_s
 
 
 def _busy() -> ServiceError:

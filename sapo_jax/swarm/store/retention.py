@@ -20,8 +20,8 @@ class GroupState(enum.Enum):
     """What this host's verifier has said about a group."""
 
     UNVERIFIED = "unverified"
-    INFORMATIVE = "informative"  # verified, and its scores differ
-    UNINFORMATIVE = "uninformative"  # verified, all scores equal
+    INFORMATIVE = "informative"  # verified, and its scores vary
+    UNINFORMATIVE = "uninformative"  # verified, and they do not
     REJECTED = "rejected"
 
 
