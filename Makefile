@@ -17,7 +17,7 @@ help:
 	@echo "make test    run the default tests; PYTEST_ARGS='-m slow' runs the long ones"
 	@echo "make faults  measure what the swarm withstands (about an hour); FAULTS_ARGS goes to python -m scripts.faults"
 	@echo "make lint    check style, format and types"
-	@echo "make bench   time a round; BENCH_ARGS goes to scripts/bench_round.py"
+	@echo "make bench   time our rounds and torch's (about an hour); BENCH_ARGS goes to scripts/bench_round.py"
 	@echo "make clean   remove the environment and all caches; runs/ stays"
 	@echo "variables    PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)"
 
@@ -35,8 +35,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.installed-run
-	$(BIN)/python scripts/bench_round.py $(BENCH_ARGS)
+bench: $(VENV)/.installed-test
+	$(BIN)/python scripts/bench_round.py --write=BENCHMARKS.md --picture=docs/roofline.png $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

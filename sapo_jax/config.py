@@ -168,7 +168,7 @@ class SharingConfig:
     selection: str = "zero_adv_uniform"  # zero_adv_uniform, publisher_uniform, uniform, top_reward, first
     max_age_rounds: int = 0  # how long a pulled rollout stays eligible; 0: only in the round it arrived
     max_uses: int = 4  # how often one rollout may be trained on
-    pool_rollouts: int = 1024  # upper bound of the pool
+    pool_rollouts: int = 1024  # upper bound of the pool, beside 32 MiB of text
 
     def __post_init__(self) -> None:
         _require(self.local >= 0, "sharing.local", self.local, "must be at least 0")

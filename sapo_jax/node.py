@@ -215,8 +215,9 @@ class Node:
             metrics["reward/own_strict_frac"] = float(np.mean([strict_success(score) for score in own_scores]))
             stopped = [completion.finish_reason is FinishReason.STOP for completion in completions]
             metrics["reward/own_stopped_frac"] = float(np.mean(stopped))
-        for publisher, count in Counter(scored.rollout.node_id for scored in external).items():
-            metrics[f"{FROM}{short_name(publisher)}"] = float(count)
+        # Counted by name, because several publishers may share an alias.
+        for name, count in Counter(short_name(scored.rollout.node_id) for scored in external).items():
+            metrics[f"{FROM}{name}"] = float(count)
         if train_scores:
             metrics["reward/train_mean"] = float(np.mean(train_scores))
         for reason, count in self._pool.evicted.items():

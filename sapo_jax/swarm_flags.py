@@ -69,6 +69,7 @@ class SwarmFlags:
         joining = plan_joining(
             workdir.expanduser().absolute(),
             join=self._join.value or [],
+            advertise=self._advertise.value or [],
             invite_path=Path(self._invite.value).expanduser() if self._invite.value else None,
             swarm_id=self._swarm_id.value or "",
             insecure_loopback=bool(self._insecure_loopback.value),

@@ -1,273 +1,212 @@
-r"""Times whole rounds of a config, and their parts: sampling, work on the host, update.
+r"""Times sampling, update, scoring and a whole round: ours and torch's, in turn, in one run.
 
-    python scripts/bench_round.py                                      SmolLM2-135M, 8 own groups of 8
-    python scripts/bench_round.py --random_weights --rounds=5 --json=bench.json
-    python scripts/bench_round.py --config=configs/smollm2_135m.py:4_4 --device=gpu \
-        --config.nodes=8 --config.sampling.prompt_buckets='(512,)' --config.sampling.max_new_tokens=32
+    python scripts/bench_round.py                                     CPU, all workloads, about an hour on two cores
+    python scripts/bench_round.py --workloads=W4 --repeats=1 --json=bench.json
+    python scripts/bench_round.py --device=gpu --nodes=8 --runs=10 --write=BENCHMARKS.md
 
-Rounds are played as in training: drawn, sampled, published, pulled, scored, selected, encoded,
-updated. Three things differ, so that all rounds do the same work: prompts have one length (the
-smallest bucket that holds most prompts of every specialty; longer ones are passed over), half of
-each group counts as right whatever it says (an update skips groups without advantage), and nothing
-is evaluated or saved.
+Workloads, one node unless `--nodes` says otherwise (8 questions, 8 completions each, SmolLM2-135M's
+dimensions, random weights): W1 sampling, prompt 128, 128 new tokens; W2 the update on 128 + 128 tokens;
+W3 their log-probs; W4 a round, prompt 256, 32 new tokens; W4_470 the same with prompts of 470.
 
-FLOPs are those of the matrix products that the shapes ask for: every prompt once, completions up to
-the limit, padding and masked attention included, recomputation left out. The floor is their time at
-the rate of one large matrix product on this machine; memory traffic comes on top.
+Contenders: ours; reference, which is how the paper's public code does it in torch; best_torch, which is
+torch done well. All get the same weights, prompts and completions, and their log-probs and gradient norms
+must agree. Each run is a process of its own, and contenders take turns, so what the machine does meanwhile
+falls on all. Ratios are times per node: above 1 ours is faster.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import argparse
+import datetime
+import itertools
 import json
+import math
 import platform
-import resource
 import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from absl import flags
-from ml_collections import config_flags
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is not installed
 
-import sapo_jax
-from sapo_jax import wiring
-from sapo_jax.command import run_command
-from sapo_jax.config import SapoConfig, from_config_dict, to_dict
-from sapo_jax.models.architecture import DecoderConfig
-from sapo_jax.models.decoder import abstract_params
-from sapo_jax.models.sources import LoadedModel
-from sapo_jax.node import play_round
-from sapo_jax.tasks.stream import StreamError, require_usable
-from sapo_jax.tasks.verifier import OWN_LANE, Verifier
-from sapo_jax.training import swarm_metrics
-from sapo_jax.types import Rejection, RejectionReason, Rollout, ScoredRollout, TaskRef
+from scripts.bench.contender import CONTENDERS
+from scripts.bench.report import markdown, picture
+from scripts.bench.workloads import MODELS, WORKLOADS
 
-SMOLLM2_135M = DecoderConfig(
-    family="llama",
-    vocab_size=49152,
-    width=576,
-    mlp_width=1536,
-    layers=30,
-    heads=9,
-    kv_heads=3,
-    head_size=64,
-    rope_base=1e5,
-    norm_epsilon=1e-5,
-    tie_embeddings=True,
-    qkv_bias=False,
-    qk_norm=False,
-    max_positions=8192,
-)
-
-# Part of a round -> the metric that times it and the tokens that measure its speed.
-PARTS = {
-    "sampling": ("time/sample_s", "tokens/generated"),
-    "host": ("time/verify_s", None),
-    "update": ("time/update_s", "tokens/trained"),
-    "round": ("time/round_s", "tokens/generated"),
-}
-
-_DEFAULT_CONFIG = f"--config={Path(__file__).resolve().parents[1] / 'configs' / 'smollm2_135m.py'}:8_0"
-_OPTIONS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="What to time.", flag_values=_OPTIONS)
-_DEVICE = flags.DEFINE_enum(
-    "device", "auto", ["auto", "cpu", "gpu", "tpu"], "Overrides config.host.platform.", flag_values=_OPTIONS
-)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds timed, after one that compiles.", 1, flag_values=_OPTIONS)
-_RANDOM_WEIGHTS = flags.DEFINE_bool(
-    "random_weights",
-    False,
-    "Random weights of SmolLM2-135M's dimensions, no download; prompts are short questions in bytes.",
-    flag_values=_OPTIONS,
-)
-_JSON = flags.DEFINE_string("json", "", "File for the result and everything it depends on.", flag_values=_OPTIONS)
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = ("float32", "bfloat16")
+# How far log-probs and gradient norms may differ between implementations, relative.
+AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
-class HalfRight:
-    """A verifier that scores as another one, then calls every second completion right and the others wrong."""
-
-    def __init__(self, verifier: Verifier):
-        """Makes one that judges with `verifier`, which it owns from now on."""
-        self._verifier = verifier
-
-    def verify(self, rollouts: Sequence[Rollout], *, lane: str = OWN_LANE) -> list[ScoredRollout | Rejection]:
-        """Returns each rollout with scores 0, 1, 0, 1, ..., or why it is rejected."""
-        return [
-            verdict
-            if isinstance(verdict, Rejection)
-            else dataclasses.replace(verdict, scores=tuple(float(i % 2) for i in range(verdict.rollout.group_size)))
-            for verdict in self._verifier.verify(rollouts, lane=lane)
-        ]
-
-    def score(
-        self, texts: Sequence[tuple[TaskRef, Sequence[str]]], *, lane: str = OWN_LANE
-    ) -> list[list[float | RejectionReason]]:
-        """Returns what the other verifier does."""
-        return self._verifier.score(texts, lane=lane)
-
-    def warm_up(self) -> None:
-        """Prepares the other verifier."""
-        self._verifier.warm_up()
-
-    def close(self) -> None:
-        """Closes the other verifier."""
-        self._verifier.close()
-
-
-def pass_flops(model: DecoderConfig, *, questions: int, group_size: int, prompt: int, completion: int) -> int:
-    """Returns the FLOPs of one forward pass over `questions` prompts and their completions, in tokens.
-
-    Sampling them costs one such pass, an update three.
-    """
-    context = prompt - 1  # the last prompt token is the first input of every completion
-    rows = questions * group_size * completion
-    attention_width = model.heads * model.head_size
-    kernels = 2 * model.width * (attention_width + model.kv_heads * model.head_size) + 3 * model.width * model.mlp_width
-    pairs = questions * context**2 + rows * (context + completion)  # of a query and a key
-    layer = 2 * kernels * (questions * context + rows) + 4 * attention_width * pairs
-    return model.layers * layer + 2 * model.width * model.vocab_size * rows
-
-
-def matmul_flops_per_s(dtype: jnp.dtype, repeats: int = 5) -> float:
-    """Returns the rate of one large square matrix product in `dtype`, the best of `repeats`."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
-    jax.block_until_ready(product(x, x))
-    times = []
-    for _ in range(repeats):
-        start_s = time.perf_counter()
-        jax.block_until_ready(product(x, x))
-        times.append(time.perf_counter() - start_s)
-    return 2 * size**3 / min(times)
-
-
-def peak_memory_bytes() -> int:
-    """Returns the most memory in use at one time so far: of the device, or of the process on a CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def prepare(raw: Any, *, device: str, random_weights: bool) -> SapoConfig:
-    """Returns the config to time from a ConfigDict; with random weights it asks short questions in bytes."""
-    if device != "auto":
-        raw.host.platform = device
-    if random_weights:
-        raw.model.source = "init:llama"
-        raw.text.system_prompt = ""
-        raw.tasks.catalog, raw.tasks.specialties, raw.tasks.shots = "easy", ("chain_sum", "leap_year"), 0
-        # Most sampled ids mean nothing in bytes; as text they would be gone before the update.
-        raw.learner.local_encoding = "tokens"
-    return from_config_dict(raw)
-
-
-def with_usual_prompts(config: SapoConfig, model: LoadedModel, tasks: wiring.TaskSide) -> SapoConfig:
-    """Returns `config` with one prompt bucket: the smallest that holds most prompts of every specialty."""
-    for bucket in config.sampling.prompt_buckets:
-        config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, prompt_buckets=(bucket,)))
-        with contextlib.suppress(StreamError):
-            require_usable(tasks.source, tasks.specialties, wiring.build_prompter(config, model, tasks).fits)
-            break
-    return config
-
-
-def measure(config: SapoConfig, model: LoadedModel, rounds: int) -> dict[str, Any]:
-    """Returns times [s], tokens, FLOPs and floors of `rounds` rounds, JSON-ready."""
-    with wiring.build_tasks(config) as tasks:
-        config = with_usual_prompts(config, model, tasks)
-        prompter = wiring.build_prompter(config, model, tasks)
-        dtype = wiring.compute_dtype(config, model)
-        host = wiring.build_host(config, model, dtype)
-        tasks = dataclasses.replace(tasks, verifier=HalfRight(tasks.verifier))
-        tasks.verifier.warm_up()
-        nodes = wiring.build_nodes(config, prompter, tasks, wiring.memory_hub(config))
-        first_s = swarm_metrics(play_round(nodes, host, 1))["time/round_s"]
-        played = [swarm_metrics(play_round(nodes, host, 2 + number)) for number in range(rounds)]
-
-    shape = {
-        "group_size": config.sampling.group_size,
-        "prompt": config.sampling.max_prompt_tokens,
-        "completion": config.sampling.max_new_tokens,
-    }
-    sampling = config.nodes * pass_flops(model.config, questions=config.sharing.local, **shape)
-    passes = 3 * config.nodes * config.learner.inner_epochs
-    update = passes * pass_flops(model.config, questions=config.train_groups, **shape)
-    flops = {"sampling": sampling, "update": update, "round": sampling + update}
-    rate = matmul_flops_per_s(jnp.dtype(dtype))
-    parts = {}
-    for part, (timed, counted) in PARTS.items():
-        times = sorted(metrics[timed] for metrics in played)
-        parts[part] = {"median_s": statistics.median(times), "least_s": times[0], "most_s": times[-1]}
-        if counted:
-            speeds = [metrics[counted] / metrics[timed] for metrics in played]
-            parts[part]["tokens_per_s"] = statistics.median(speeds)
-        if part in flops:
-            parts[part] |= {"flops": flops[part], "floor_s": flops[part] / rate}
-    return {
-        "parts": parts,
-        "first_round_s": first_s,
-        "matmul_flops_per_s": rate,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "compute_dtype": dtype,
-        "prompt_tokens": config.sampling.max_prompt_tokens,
-        "nodes_per_program": wiring.nodes_per_program(config),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model.config))),
-    }
-
-
-def describe(config: SapoConfig, result: dict[str, Any]) -> str:
-    """Returns the result as a table."""
-    sampling, sharing = config.sampling, config.sharing
-    lines = [
-        f"{config.model.source}, {result['parameters'] / 1e6:.1f}M parameters, {result['compute_dtype']}, "
-        f"{jax.devices()[0].device_kind}",
-        f"{config.nodes} node(s), {result['nodes_per_program']} at a time; {sharing.local} own + {sharing.external} "
-        f"external groups of {sampling.group_size}; prompts of {result['prompt_tokens']}, "
-        f"up to {sampling.max_new_tokens} new tokens",
-        "",
-        f"{'':10}{'median s':>10}{'least':>9}{'most':>9}{'tokens/s':>11}{'TFLOP':>9}{'floor s':>9}{'x floor':>9}",
-    ]
-    for part, row in result["parts"].items():
-        line = f"{part:10}{row['median_s']:>10.3f}{row['least_s']:>9.3f}{row['most_s']:>9.3f}"
-        line += f"{row['tokens_per_s']:>11,.0f}" if "tokens_per_s" in row else " " * 11
-        if "flops" in row:
-            line += f"{row['flops'] / 1e12:>9.3f}{row['floor_s']:>9.3f}{row['median_s'] / row['floor_s']:>9.1f}"
-        lines.append(line.rstrip())
-    lines += [
-        "",
-        f"floor: {result['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s in one large matrix product",
-        f"peak memory: {result['peak_memory_bytes'] / 2**30:.2f} GiB; first round: {result['first_round_s']:.1f} s",
-    ]
-    return "\n".join(lines)
+class BenchError(RuntimeError):
+    """A contender failed, or its results differ from the others'."""
 
 
 def main() -> None:
-    """Times the rounds, prints the table and writes the JSON file."""
-    config = prepare(_CONFIG.value, device=_DEVICE.value, random_weights=_RANDOM_WEIGHTS.value)
-    wiring.select_platform(config)
-    model = wiring.load_model(config)
-    if _RANDOM_WEIGHTS.value:
-        model = dataclasses.replace(model, config=SMOLLM2_135M)
-    result = measure(config, model, _ROUNDS.value)
-    print(describe(config, result))
-    if _JSON.value:
-        machine = {"platform": platform.platform(), "device": jax.devices()[0].device_kind, "jax": jax.__version__}
-        record = {"arguments": sys.argv[1:], "sapo_jax": sapo_jax.__version__, "machine": machine}
-        Path(_JSON.value).write_text(
-            json.dumps(record | {"result": result, "config": to_dict(config)}, indent=1) + "\n"
-        )
+    """Runs all, prints the table, writes the files; exit code 1 if somebody failed or disagreed."""
+    options = _options()
+    try:
+        result = measure(options)
+    except BenchError as error:
+        sys.exit(f"error: {error}")
+    text = markdown(result)
+    print(text)
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    if options.write:
+        Path(options.write).write_text(text)
+    if options.picture:
+        picture(result, Path(options.picture))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns everything that was measured, JSON-ready: `runs`, `ratios`, `floors`, and what it depends on."""
+    if set(options.contenders) != {"ours"} and find_spec("torch") is None:
+        raise BenchError("no torch here, which the others need: pip install -e '.[baseline]' -c constraints.txt")
+    floors = {dtype: _floor(options, dtype) for dtype in options.dtypes}  # also says whether there is such a device
+    cases = list(itertools.product(options.workloads, options.dtypes, options.contenders))
+    runs: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
+    for repeat in range(options.repeats):
+        for workload, dtype, contender in cases:
+            say(f"{repeat + 1}/{options.repeats} {workload} {dtype} {contender}")
+            run = _contend(options, workload, dtype, contender)
+            say(f"  {statistics.median(run['seconds']):.3f} s, {run['peak_bytes'] / 2**30:.2f} GiB")
+            runs.setdefault(workload, {}).setdefault(dtype, {}).setdefault(contender, []).append(run)
+    require_agreement(runs)
+    return {
+        "command": " ".join(["scripts/bench_round.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": _machine(),
+        "model": options.model,
+        "nodes": options.nodes,
+        "seed": options.seed,
+        "runs": runs,
+        "floors": floors,
+        "ratios": ratios(runs, options.nodes),
+    }
+
+
+def ratios(runs: dict[str, Any], nodes: int) -> dict[str, Any]:
+    """Returns [workload][dtype][other] = the other's median time over ours per node; also `fastest` over dtypes."""
+    found: dict[str, Any] = {}
+    for workload, by_dtype in runs.items():
+        medians = {
+            (dtype, contender): median_s(each) / (nodes if contender == "ours" else 1)
+            for dtype, by_contender in by_dtype.items()
+            for contender, each in by_contender.items()
+        }
+        others = {contender for _, contender in medians} - {"ours"}
+        found[workload] = {
+            dtype: {other: medians[dtype, other] / medians[dtype, "ours"] for other in others}
+            for dtype in by_dtype
+            if (dtype, "ours") in medians
+        }
+        ours = min((s for (_, contender), s in medians.items() if contender == "ours"), default=math.nan)
+        for other in others:
+            found[workload][other] = min(s for (_, contender), s in medians.items() if contender == other) / ours
+    return found
+
+
+def require_agreement(runs: dict[str, Any]) -> None:
+    """Raises BenchError if two contenders at the same work found different numbers."""
+    for workload, by_dtype in runs.items():
+        if WORKLOADS[workload].kind.value not in ("update", "score"):
+            continue  # what was sampled differs
+        for dtype, by_contender in by_dtype.items():
+            checks = {contender: each[0]["checked"] for contender, each in by_contender.items()}
+            for name in next(iter(checks.values())):
+                values = {contender: check[name] for contender, check in checks.items()}
+                low, high = min(values.values()), max(values.values())
+                is_finite = all(map(math.isfinite, values.values()))
+                if not is_finite or high - low > AGREEMENT[dtype] * max(abs(low), abs(high)):
+                    raise BenchError(f"{workload} {dtype}: {name} differs by more than {AGREEMENT[dtype]}: {values}")
+
+
+def median_s(runs: Sequence[dict[str, Any]]) -> float:
+    """Returns the median over all timed runs, in seconds."""
+    return statistics.median(seconds for run in runs for seconds in run["seconds"])
+
+
+def say(text: str) -> None:
+    """Prints a line with the time of day, apart from the result."""
+    print(f"{datetime.datetime.now():%H:%M:%S}  {text}", file=sys.stderr, flush=True)
+
+
+def _contend(options: argparse.Namespace, workload: str, dtype: str, contender: str) -> dict[str, Any]:
+    arguments = [f"--contender={contender}", f"--workload={workload}", f"--dtype={dtype}"]
+    arguments += [f"--model={options.model}", f"--device={options.device}", f"--seed={options.seed}"]
+    arguments += [f"--runs={options.runs}"]
+    if contender == "ours":
+        arguments += [f"--nodes={options.nodes}", *options.ours]
+    elif options.device == "cpu":
+        arguments += ["--warm_runs=0"]  # nothing is compiled
+    return _run_json("scripts.bench.contender", arguments)
+
+
+def _floor(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
+    arguments = [f"--dtype={dtype}", f"--device={options.device}", f"--model={options.model}"]
+    return _run_json("scripts.bench.floor", [*arguments, *(f"--workload={name}" for name in options.workloads)])
+
+
+def _run_json(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"{' '.join(command[1:])} ended with {done.returncode}: {_last_line(done.stderr)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+
+
+def _machine() -> dict[str, str]:
+    return {"system": platform.platform(), "python": platform.python_version(), **dict(_versions())}
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in ("jax", "flax", "torch", "transformers", "numpy"):
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--model", choices=MODELS, default="smollm2_135m", help="whose dimensions")
+    parser.add_argument("--nodes", type=int, default=1, help="of ours, at the same time")
+    parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), help=",".join(WORKLOADS))
+    parser.add_argument("--contenders", type=_names(CONTENDERS), default=list(CONTENDERS), help=",".join(CONTENDERS))
+    parser.add_argument("--dtypes", type=_names(DTYPES), default=list(DTYPES), help=",".join(DTYPES))
+    parser.add_argument("--repeats", type=int, default=3, help="processes of each contender")
+    parser.add_argument("--runs", type=int, default=1, help="timed runs in each process")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and inputs")
+    parser.add_argument("--json", default="", help="file for everything measured")
+    parser.add_argument("--write", default="", help="file for the table")
+    parser.add_argument("--picture", default="", help="file for the roofline (PNG)")
+    parser.add_argument(
+        "--ours", type=str.split, default=[], help="more options of ours, see scripts/bench/contender.py"
+    )
+    return parser.parse_args()
+
+
+def _names(known: Collection[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
 
 
 if __name__ == "__main__":
-    # As a flag's default it would be loaded whenever this module is imported.
-    if not any(argument.partition("=")[0] in ("--config", "-config") for argument in sys.argv):
-        sys.argv.insert(1, _DEFAULT_CONFIG)
-    run_command(main, _OPTIONS)
+    main()

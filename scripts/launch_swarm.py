@@ -17,21 +17,23 @@ import argparse
 import ast
 import ctypes
 import json
+import math
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sapo_jax.metrics import FROM, MetricsError, Record, read_metrics
+from sapo_jax.metrics import FROM, Record
 from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
 from sapo_jax.swarm.wire.printable import printable
 from sapo_jax.workdir import METRICS_FILE, REPORT
@@ -44,13 +46,86 @@ MAX_LINE_CHARS = 1000  # of a log, and of what is said of one host
 
 
 @dataclass(kw_only=True, slots=True)
+class Standing:
+    """What a host's metrics say so far, summed or averaged over its nodes."""
+
+    round: int = 0
+    own_reward: float | None = None
+    first_pass_at_1: float | None = None
+    last_pass_at_1: float | None = None
+    gain: tuple[float, float] | None = None  # of strict pass@1, and its error
+    publishers: dict[str, int] = field(default_factory=dict)  # external groups trained on, by who made them
+    pool: float | None = None
+
+    @property
+    def external(self) -> int:
+        """External groups trained on."""
+        return sum(self.publishers.values())
+
+    def add(self, record: Record) -> None:
+        """Takes in the next record that the host logged."""
+        if record.node is not None:
+            return
+        metrics = record.metrics
+        if "reward/own_mean" in metrics:
+            self.round, self.own_reward = record.round, metrics["reward/own_mean"]
+            self.pool = metrics.get("groups/pool")
+            for name, count in metrics.items():
+                if name.startswith(FROM):
+                    publisher = name.removeprefix(FROM)
+                    self.publishers[publisher] = self.publishers.get(publisher, 0) + int(count)
+        if "eval/strict_pass_at_1" in metrics:
+            self.last_pass_at_1 = metrics["eval/strict_pass_at_1"]
+            if self.first_pass_at_1 is None:
+                self.first_pass_at_1 = self.last_pass_at_1
+            else:
+                self.gain = metrics["eval/strict_pass_at_1_gain"], metrics["eval/strict_pass_at_1_gain_stderr"]
+
+
+class MetricsReader:
+    """Follows the metrics file of a host, which grows to hundreds of megabytes: it reads every line once."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads nothing yet; the file need not be there."""
+        self._path = path
+        self._inode = self._offset = 0
+        self._standing = Standing()
+
+    def standing(self) -> Standing:
+        """Returns where the host stands by now."""
+        try:
+            with self._path.open("rb") as file:
+                self._read_on(file)
+        except OSError:  # not there yet
+            pass
+        return self._standing
+
+    def _read_on(self, file: IO[bytes]) -> None:
+        state = os.fstat(file.fileno())
+        if state.st_ino != self._inode or state.st_size < self._offset:  # a resumed host writes another one
+            self._inode, self._offset, self._standing = state.st_ino, 0, Standing()
+        file.seek(self._offset)
+        for line in file:
+            if not line.endswith(b"\n"):  # it is being written
+                break
+            self._offset += len(line)
+            record = _record(line)
+            if record is not None:
+                self._standing.add(record)
+
+
+@dataclass(kw_only=True, slots=True)
 class Host:
-    """One host process: its name, configuration file with variant, directory, log and process."""
+    """One host process: its name, configuration file with variant, directory, log, metrics and process."""
 
     name: str
     config: str
     workdir: Path
     process: subprocess.Popen[bytes] | None = None
+    metrics: MetricsReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = MetricsReader(self.workdir / METRICS_FILE)
 
     @property
     def log_path(self) -> Path:
@@ -63,20 +138,6 @@ class Host:
             return "waiting"
         code = self.process.poll()
         return "running" if code is None else "done" if code == 0 else f"failed ({code})"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """What a host's metrics say so far, summed or averaged over its nodes."""
-
-    round: int
-    own_reward: float | None
-    first_pass_at_1: float | None
-    last_pass_at_1: float | None
-    gain: tuple[float, float] | None  # of strict pass@1, and its error
-    external: int  # external groups trained on
-    publishers: dict[str, int]  # the same, by who made them
-    pool: float | None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -99,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
         stop.finish()
     console.print(table(hosts))
     for host in hosts:
-        now = standing(_records(host))
+        now = host.metrics.standing()
         by = ", ".join(
             f"{count} of {name}" for name, count in sorted(now.publishers.items(), key=lambda pair: -pair[1])
         )
@@ -173,36 +234,11 @@ def start(hosts: Sequence[Host], arguments: Sequence[str], stop: _Stop) -> None:
         stop.repeat()
 
 
-def standing(records: Sequence[Record]) -> Standing:
-    """Returns where the host that logged `records` stands."""
-    swarm = [record for record in records if record.node is None]
-    rounds = [record for record in swarm if "reward/own_mean" in record.metrics]
-    evaluations = [record.metrics for record in swarm if "eval/strict_pass_at_1" in record.metrics]
-    publishers: dict[str, int] = {}
-    for record in rounds:
-        for name, count in record.metrics.items():
-            if name.startswith(FROM):
-                publishers[name.removeprefix(FROM)] = publishers.get(name.removeprefix(FROM), 0) + int(count)
-    last = evaluations[-1] if evaluations else {}
-    return Standing(
-        round=rounds[-1].round if rounds else 0,
-        own_reward=rounds[-1].metrics["reward/own_mean"] if rounds else None,
-        first_pass_at_1=evaluations[0]["eval/strict_pass_at_1"] if evaluations else None,
-        last_pass_at_1=last.get("eval/strict_pass_at_1"),
-        gain=(last["eval/strict_pass_at_1_gain"], last["eval/strict_pass_at_1_gain_stderr"])
-        if len(evaluations) > 1
-        else None,
-        external=sum(publishers.values()),
-        publishers=publishers,
-        pool=rounds[-1].metrics.get("groups/pool") if rounds else None,
-    )
-
-
 def table(hosts: Sequence[Host]) -> Table:
     """Returns the table of all hosts."""
     shown = Table(*("host", "state", "round", "reward", "pass@1", "gain", "pool", "external"))
     for host in hosts:
-        now = standing(_records(host))
+        now = host.metrics.standing()
         moved = "" if now.first_pass_at_1 is None else f"{now.first_pass_at_1:.2f} to {now.last_pass_at_1:.2f}"
         shown.add_row(
             Text(printable(host.name, MAX_NAME_CHARS)),
@@ -315,11 +351,15 @@ def _is_running(host: Host) -> bool:
     return host.process is not None and host.process.poll() is None
 
 
-def _records(host: Host) -> list[Record]:
+def _record(line: bytes) -> Record | None:
+    """Returns what a line of metrics says, None if it is none."""
     try:
-        return read_metrics(host.workdir / METRICS_FILE)
-    except (OSError, MetricsError, json.JSONDecodeError):
-        return []  # not there yet, or being replaced
+        raw = json.loads(line)
+        round, node = raw.pop("round"), raw.pop("node")
+        metrics = {name: math.nan if value is None else float(value) for name, value in raw.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return Record(round=round, node=node, metrics=metrics)
 
 
 def _tail(path: Path, lines: int = 15) -> str:

@@ -207,6 +207,18 @@ def test_another_swarm_id(tmp_path: Path, invite: Path, command: str) -> None:
     assert content_of(directory) == before
 
 
+# Addresses that no peer could dial.
+
+
+@pytest.mark.parametrize(
+    ("addresses", "limit"), [("nowhere", "must be host:port"), (",".join(["10.0.0.1:5"] * 9), "at most 8")]
+)
+def test_an_advertised_address_that_cannot_be_dialed(tmp_path: Path, addresses: str, limit: str) -> None:
+    outcome = call("relay", tmp_path / "run", f"--advertise={addresses}")
+    fails(outcome, 2, f"--advertise={addresses}: ", limit)
+    assert not (tmp_path / "run" / SWARM_DIRECTORY).exists()
+
+
 # A catalog that nobody knows.
 
 

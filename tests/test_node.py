@@ -14,6 +14,7 @@ from sapo_jax.node import Node, generate, play_round, score_own
 from sapo_jax.prompting import Prompter
 from sapo_jax.swarm.exchange import Exchange
 from sapo_jax.swarm.memory_exchange import MemoryHub
+from sapo_jax.swarm.wire.identity import alias_of
 from sapo_jax.tasks.verifier import InProcessVerifier
 from sapo_jax.types import Completion, FinishReason, Rejection, RejectionReason, Rollout, ScoredRollout, Task
 from tests.fakes import Rule, RuleHost, build_prompter, build_tasks, small_config, truths_of
@@ -198,6 +199,25 @@ def test_own_tokens_are_counted_with_their_end_token() -> None:
     (metrics,) = _swarm(config, lambda node, question, g: ("ab", g == 0)).play()
     assert metrics["tokens/generated"] == 2 * (4 * 2 + 1)
     assert metrics["reward/own_stopped_frac"] == 0.25
+
+
+def test_publishers_that_share_an_alias_are_added_up() -> None:
+    swarm = _swarm(small_config(nodes=1))
+    (task,) = _training_tasks(swarm, 1)
+    ids: dict[str, str] = {}
+    for number in range(10_000):
+        other = f"{number:052d}"  # as long as the node ids of a network
+        one = ids.setdefault(alias_of(other), other)
+        if one != other:
+            break
+    else:
+        raise AssertionError("no two ids share an alias")
+    foreign = _foreign(task, ["x", "y"])
+    training = [replace(foreign, rollout=replace(foreign.rollout, node_id=name)) for name in (one, other, other)]
+    metrics = swarm.nodes[0].round_metrics([], training)
+    assert {name: value for name, value in metrics.items() if name.startswith("groups/from/")} == {
+        f"groups/from/{alias_of(one)}": 3.0
+    }
 
 
 def test_few_candidates_make_a_smaller_training_set() -> None:

@@ -8,13 +8,13 @@ whom. Restored, the owed ones are read and verified again.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sapo_jax.swarm.codec_json import CodecError, fields_from_json, scored_from_json, scored_to_json, typed
 from sapo_jax.swarm.exchange import RebuildTask
+from sapo_jax.swarm.pool import MAX_TEXT_BYTES, Shares, text_bytes
 from sapo_jax.types import ScoredRollout
 
 
@@ -24,29 +24,70 @@ class _Letter:
     seq: int | None  # place in the store; None: a sibling's
 
 
+class _Mailbox:
+    """Letters in order of arrival, bounded by count and bytes of text; see `Shares` for what gives way."""
+
+    def __init__(self, max_letters: int, max_bytes: int) -> None:
+        self._bounds = (max_letters, max_bytes)
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    def __iter__(self) -> Iterator[_Letter]:
+        return iter(self._letters.values())
+
+    def append(self, letter: _Letter) -> int:
+        """Adds a letter; returns how many had to give way."""
+        self._letters[self._next] = letter
+        rollout = letter.scored.rollout
+        self._shares.add(rollout.node_id, self._next, text_bytes(rollout))
+        self._next += 1
+        dropped = self._shares.give_way()
+        for number in dropped:
+            del self._letters[number]
+        return len(dropped)
+
+    def clear(self) -> None:
+        max_letters, max_bytes = self._bounds
+        self._letters: dict[int, _Letter] = {}  # by number, which rises with their arrival
+        self._next = 0
+        self._shares = Shares(max_items=max_letters, max_bytes=max_bytes)
+
+
 class Inbox:
     """Owns the mailboxes; thread-safe."""
 
-    def __init__(self, node_ids: Sequence[str], *, mailbox_rollouts: int, epoch: str, opened_seq: int = 0) -> None:
+    def __init__(
+        self,
+        node_ids: Sequence[str],
+        *,
+        mailbox_rollouts: int,
+        epoch: str,
+        opened_seq: int = 0,
+        mailbox_text_bytes: int = MAX_TEXT_BYTES,
+    ) -> None:
         """Opens one empty mailbox per node, reading from the start of the store.
 
         Args:
             node_ids: the nodes of this host.
-            mailbox_rollouts: bound of each mailbox; the oldest rollout gives way.
+            mailbox_rollouts: bound of each mailbox; the oldest rollout of whoever has most gives way.
             epoch: of the store whose places are meant.
             opened_seq: the last place that the store had when it was opened.
+            mailbox_text_bytes: bound of each mailbox's texts; the oldest of whoever has most bytes gives way.
 
         Raises:
-            ValueError: a node id appears twice, or the bound is below 1.
+            ValueError: a node id appears twice, or a bound is below 1.
         """
         if len(set(node_ids)) != len(node_ids):
             raise ValueError(f"node ids {list(node_ids)} must not repeat")
-        if mailbox_rollouts < 1:
-            raise ValueError(f"mailbox_rollouts = {mailbox_rollouts} must be at least 1")
+        for name, value in (("mailbox_rollouts", mailbox_rollouts), ("mailbox_text_bytes", mailbox_text_bytes)):
+            if value < 1:
+                raise ValueError(f"{name} = {value} must be at least 1")
         self._lock = threading.Lock()
         self._bound = mailbox_rollouts
         self._epoch = epoch
-        self._mailboxes: dict[str, deque[_Letter]] = {node_id: deque() for node_id in node_ids}
+        self._mailboxes = {node_id: _Mailbox(mailbox_rollouts, mailbox_text_bytes) for node_id in node_ids}
         self._missed = 0
         self._generation = 0
         self._read_seq = 0
@@ -181,7 +222,8 @@ class Inbox:
             self._resumed_seq = min(read_seq, self._last_seq) if same_store else 0
             for node_id, mailbox in self._mailboxes.items():
                 mailbox.clear()
-                mailbox.extend(letters[node_id])
+                for letter in letters[node_id]:
+                    self._append(node_id, letter)
                 places = owed[node_id] if same_store else ()
                 self._owed[node_id] = {seq for seq in places if seq <= self._last_seq}
             first_owed = min((seq for places in self._owed.values() for seq in places), default=self._resumed_seq + 1)
@@ -191,8 +233,4 @@ class Inbox:
         return seq > self._resumed_seq or seq in self._owed[node_id]
 
     def _append(self, node_id: str, letter: _Letter) -> None:
-        mailbox = self._mailboxes[node_id]
-        if len(mailbox) >= self._bound:
-            mailbox.popleft()
-            self._missed += 1
-        mailbox.append(letter)
+        self._missed += self._mailboxes[node_id].append(letter)

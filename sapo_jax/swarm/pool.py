@@ -1,7 +1,8 @@
 """The node's bounded store of other nodes' scored rollouts, from which a round selects.
 
 The pool decides only what is still eligible: how many rollouts are kept, for how many rounds and
-for how many uses. Which of the eligible ones are trained on is `selection`'s decision.
+for how many uses. Which of the eligible ones are trained on is `selection`'s decision. `Shares`
+decides who makes room when too much is kept, here and in a mailbox.
 """
 
 from __future__ import annotations
@@ -9,13 +10,70 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sapo_jax.swarm.codec_json import fields_from_json, scored_from_json, scored_to_json, typed
-from sapo_jax.types import ScoredRollout, Task, TaskRef
+from sapo_jax.types import Rollout, ScoredRollout, Task, TaskRef
 
 EVICTION_REASONS: tuple[str, ...] = ("age", "uses", "capacity")
+# Of all texts in one mailbox or one pool, as UTF-8: 32 KiB for each of the default's 1024 rollouts. A count alone
+# would let peers, whose groups may hold 512 KiB each, decide how much memory a node takes and how long training
+# stands still while a checkpoint is written.
+MAX_TEXT_BYTES = 32 * 2**20
+
+
+def text_bytes(rollout: Rollout) -> int:
+    """Returns the bytes of a rollout's texts as UTF-8."""
+    # Any text of a policy can be measured, broken characters too.
+    return sum(len(completion.text.encode("utf-8", "surrogatepass")) for completion in rollout.completions)
+
+
+class Shares:
+    """Who has how much of a bounded collection, and what gives way when it is too full.
+
+    The oldest item of the publisher with most goes first, by count where there are too many and by
+    bytes where they are too large, so a flood pushes out only itself. What is added costs no look at
+    the others; what gives way costs one at each publisher.
+    """
+
+    def __init__(self, *, max_items: int, max_bytes: int) -> None:
+        """Makes the shares of an empty collection, which may hold `max_items` of `max_bytes` in all."""
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._items: dict[str, deque[tuple[int, int]]] = {}  # of each publisher: number and bytes, in order
+        self._bytes: dict[str, int] = {}
+        self._count = 0
+        self._size_bytes = 0
+
+    def add(self, publisher: str, number: int, size_bytes: int) -> None:
+        """Notes an item of a publisher; numbers tell items apart and rise with their arrival."""
+        self._items.setdefault(publisher, deque()).append((number, size_bytes))
+        self._bytes[publisher] = self._bytes.get(publisher, 0) + size_bytes
+        self._count += 1
+        self._size_bytes += size_bytes
+
+    def give_way(self) -> set[int]:
+        """Forgets what exceeds the bounds and returns the numbers of those items."""
+        dropped: set[int] = set()
+        while self._count > self._max_items:
+            dropped.add(self._pop(self._largest(lambda name: len(self._items[name]))))
+        while self._size_bytes > self._max_bytes:
+            dropped.add(self._pop(self._largest(lambda name: self._bytes[name])))
+        return dropped
+
+    def _largest(self, share: Callable[[str], int]) -> str:
+        """Returns the publisher with the largest share; of equal ones, that of the oldest item."""
+        return max(self._items, key=lambda name: (share(name), -self._items[name][0][0]))
+
+    def _pop(self, publisher: str) -> int:
+        number, size_bytes = self._items[publisher].popleft()
+        self._bytes[publisher] -= size_bytes
+        if not self._items[publisher]:
+            del self._items[publisher], self._bytes[publisher]
+        self._count -= 1
+        self._size_bytes -= size_bytes
+        return number
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,17 +81,23 @@ class _Entry:
     scored: ScoredRollout
     arrival_round: int  # the receiver's round, not the producer's
     uses: int = 0
+    size_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size_bytes = text_bytes(self.scored.rollout)
 
 
 class Pool:
-    """Scored external rollouts in order of arrival, bounded by count, age and uses.
+    """Scored external rollouts in order of arrival, bounded by count, bytes of text, age and uses.
 
     Age counts the receiver's own rounds since arrival, because a producer's round number says
     nothing to anybody else. Equal rollouts are kept side by side: dropping repeats would shrink
     the training set below what was asked.
     """
 
-    def __init__(self, *, max_rollouts: int, max_age_rounds: int, max_uses: int) -> None:
+    def __init__(
+        self, *, max_rollouts: int, max_age_rounds: int, max_uses: int, max_text_bytes: int = MAX_TEXT_BYTES
+    ) -> None:
         """Makes an empty pool.
 
         Args:
@@ -41,6 +105,7 @@ class Pool:
             max_age_rounds: rounds after its arrival in which a rollout is still eligible; 0 means
                 only in the round it arrived.
             max_uses: how often one rollout may be trained on.
+            max_text_bytes: of all that is kept; beyond, the oldest of the publisher with most bytes goes first.
 
         Raises:
             ValueError: a bound is too small to ever keep a rollout.
@@ -49,12 +114,14 @@ class Pool:
             ("max_rollouts", max_rollouts, 1),
             ("max_age_rounds", max_age_rounds, 0),
             ("max_uses", max_uses, 1),
+            ("max_text_bytes", max_text_bytes, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} = {value} must be at least {least}")
         self._max_rollouts = max_rollouts
         self._max_age_rounds = max_age_rounds
         self._max_uses = max_uses
+        self._max_text_bytes = max_text_bytes
         self._entries: list[_Entry] = []
         self._evicted = dict.fromkeys(EVICTION_REASONS, 0)
 
@@ -144,17 +211,11 @@ class Pool:
         return round - entry.arrival_round <= self._max_age_rounds
 
     def _within_capacity(self) -> list[_Entry]:
-        """Returns what fits; publishers with many rollouts make room, so a flood pushes out only itself."""
-        excess = len(self._entries) - self._max_rollouts
-        if excess <= 0:
-            return self._entries
-        by_publisher: dict[str, deque[int]] = {}
+        """Returns what fits by `Shares`."""
+        shares = Shares(max_items=self._max_rollouts, max_bytes=self._max_text_bytes)
         for index, entry in enumerate(self._entries):
-            by_publisher.setdefault(entry.scored.rollout.node_id, deque()).append(index)
-        dropped: set[int] = set()
-        for _ in range(excess):
-            largest = max(by_publisher.values(), key=lambda places: (len(places), -places[0] if places else 0))
-            dropped.add(largest.popleft())
+            shares.add(entry.scored.rollout.node_id, index, entry.size_bytes)
+        dropped = shares.give_way()
         return [entry for index, entry in enumerate(self._entries) if index not in dropped]
 
     def _keep(self, kept: list[_Entry], reason: str) -> None:

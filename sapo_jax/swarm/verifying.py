@@ -34,13 +34,15 @@ _READ_GROUPS = 256
 _READ_BYTES = 8 * 2**20
 _IDLE_S = 0.5  # between two looks at the store when nobody says that something came
 _LEAST_WAIT_S = 0.001
-_BURST_S = 8.0  # busy seconds that may be spent at once: two groups that use up their whole budget
+_BURST_S = 8.0  # busy seconds that may be spent at once: more than a group may cost
 # Publishers of whom no cheap group was verified yet have a small budget of their own, so that many new ones
 # with dear groups cannot keep the others waiting; beyond it they get what the others leave.
 _CHEAP_S = 1.0  # a group that cost less is cheap
 _UNPROVEN_FRAC = 0.25  # of the core share
 _UNPROVEN_BURST_S = 4.0
-_RESERVE_S = 4.0  # what a group may cost at most, left in the budget of the proven before others may use it
+# What a group may cost at most, its whole budget and the start of a new scorer process; left in the budget of the
+# proven before others may use it.
+_RESERVE_S = 6.0
 _EXPENSIVE = frozenset({RejectionReason.TIMEOUT, RejectionReason.WORKER_DIED})
 MAX_PUBLISHERS = 4096  # counted apart
 _PAUSE_S = 15.0  # of a publisher whose group used up its budget; twice as long each time
@@ -87,8 +89,8 @@ class Verifying:
             on_informative: told about every group worth relaying.
             limits: cost and length.
             clock: monotonic, in seconds.
-            busy_s: CPU seconds that `verify` has used so far, which is what groups are charged; without, the
-                time on `clock`, waiting for a new scorer process included.
+            busy_s: CPU seconds that `verify` has used so far, new scorer processes included, which is what groups
+                are charged; without, the time on `clock`.
         """
         self._store = store
         self._inbox = inbox
@@ -108,7 +110,6 @@ class Verifying:
         self._timeouts: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self.by_publisher: Counter[str] = Counter()  # verified groups
-        self.busy_s = 0.0
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sapo-verify", daemon=True)
@@ -137,7 +138,7 @@ class Verifying:
         return len(self._queue) + groups, self._queue.size_bytes + size_bytes
 
     def counts(self) -> dict[str, int]:
-        """Returns verdicts so far: `verified`, `gone` and `rejected_<reason>`."""
+        """Returns verdicts so far: `verified` and `rejected_<reason>`."""
         return dict(self._counts)
 
     def step(self) -> float:
@@ -177,7 +178,6 @@ class Verifying:
                 if not is_failing:
                     logger.exception("foreign groups cannot be verified now; further failures are not logged")
                 is_failing, wait_s = True, 1.0
-                self._counts["failed"] += 1
             if wait_s > 0:
                 self._wake.wait(min(wait_s, _IDLE_S))
 
@@ -194,7 +194,7 @@ class Verifying:
         for group in groups:
             if group.seq not in wanted:
                 continue
-            if group.publisher in self._own_ids or group.state is GroupState.REJECTED:
+            if group.publisher in self._own_ids:
                 self._inbox.settle(generation, group.seq, None)
                 continue
             waiting = WaitingGroup(
@@ -207,20 +207,17 @@ class Verifying:
         """Verifies one group, charges `budget` and hands the verdict to store, inbox and scores."""
         found = self._store.get([waiting.group_id])
         if not found or self._scores.is_banned(waiting.publisher):
-            self._counts["gone"] += 1
             return
         (stored,) = found
         try:
             rollout = self._open_stored(stored.signed)
         except WireError:  # kept under other limits, or by another version
-            self._counts["gone"] += 1
             return
         started_s = self._busy_s()
         try:
             (verdict,) = self._verify([rollout])
         finally:
             busy_s = self._busy_s() - started_s
-            self.busy_s += busy_s
             budget.take("", busy_s)
             self._queue.charge(waiting.publisher, busy_s)
             self._proven.pop(waiting.publisher, None)

@@ -90,6 +90,7 @@ class Conversation:
         # Before the messages are read: what the worker has said by now is then known, however long this thread
         # is kept waiting in between.
         now = self._now()
+        self.used_s = now.cpu_s - self._began.cpu_s  # at once: the end of a worker that dies is paid for too
         try:
             self._send()
             for message in self.worker.receive():
@@ -99,7 +100,6 @@ class Conversation:
         except WorkerDiedError as error:
             yield from self._give_up(ScoreError(RejectionReason.WORKER_DIED, f"scorer process: {error}"))
             return
-        self.used_s = now.cpu_s - self._began.cpu_s
         if overdue is not None:
             yield from self._give_up(ScoreError(RejectionReason.TIMEOUT, f"scoring took longer than {overdue}"))
 

@@ -75,7 +75,7 @@ class ScoringPool:
         return self._supply.kills
 
     def busy_s(self, lane: str) -> float:
-        """Returns the CPU time [s] that the processes of `lane` have used to judge."""
+        """Returns the CPU time [s] that the processes of `lane` have used to judge, new ones for lost ones included."""
         return self._supply.busy_s(lane)
 
     def verify(self, rollouts: Sequence[Rollout], *, lane: str = OWN_LANE) -> list[ScoredRollout | Rejection]:

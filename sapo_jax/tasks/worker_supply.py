@@ -58,6 +58,7 @@ class WorkerSupply:
         self._failure: ScorerStartError | None = None
         self._closed = False
         self._kills = 0
+        self._start_cost_s = 0.0  # CPU time that the latest start took
         # One thread starts all processes and outlives them: on Linux a child dies with the thread that made it.
         self._starter = threading.Thread(target=self._keep_complete, name="scorer starts", daemon=True)
         self._starter.start()
@@ -69,7 +70,7 @@ class WorkerSupply:
             return self._kills
 
     def busy_s(self, lane: str) -> float:
-        """Returns the CPU time [s] that the processes of `lane` have used to judge."""
+        """Returns the CPU time [s] that the processes of `lane` have used to judge, new ones for lost ones included."""
         with self._changed:
             return self.lane(lane).busy_s
 
@@ -149,6 +150,7 @@ class WorkerSupply:
         worker.kill()
         self._workers.discard(worker)
         lane.owned -= 1
+        lane.busy_s += self._start_cost_s  # of the process that will take its place
         self._kills += 1
         self._changed.notify_all()
 
@@ -191,26 +193,30 @@ class WorkerSupply:
             OSError: the system starts none.
         """
         starting: list[WorkerProcess] = []
+        began_s: dict[WorkerProcess, float] = {}  # not 0 where the system tells the time of day only
         try:
             for _ in range(count):
                 worker = self._start_worker()
                 starting.append(worker)
+                began_s[worker] = worker.cpu_s()
                 with self._changed:
                     self._workers.add(worker)
                     if self._closed:
                         worker.end()
             while starting:
                 starting[0].wait_ready()
-                self._place(starting.pop(0))
+                worker = starting.pop(0)
+                self._place(worker, worker.cpu_s() - began_s[worker])
         finally:
             for worker in starting:
                 worker.kill()
                 with self._changed:
                     self._workers.discard(worker)
 
-    def _place(self, worker: WorkerProcess) -> None:
+    def _place(self, worker: WorkerProcess, start_cost_s: float) -> None:
         with self._changed:
             self._started_once = True
+            self._start_cost_s = start_cost_s
             lane = next((lane for lane in self._lanes.values() if lane.missing), None)
             if lane is None:
                 self._spares.append(worker)

@@ -3,7 +3,8 @@
 All of them are the real command with a tiny model on the cores of this machine, in a closed swarm with
 TLS. Each kill is SIGKILL, meets another host, the one that wrote the invite among the first, and the same
 command starts at once. From that start count the seconds until a peer gives out a group that the process
-made after it, and until the process has trained on a group of somebody else. `LEAST_ROUND_S` keeps the
+made after it, and until the process has trained on a group of somebody else in a round after it took in one
+that was made since; what its store held before does not count. `LEAST_ROUND_S` keeps the
 hosts from filling the machine: as fast as they can they play fifty rounds a second, which no model that
 somebody would train does, and what is measured then is how the system shares two cores among eight.
 """
@@ -14,11 +15,12 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sapo_jax.metrics import MetricsError, Record, read_metrics
+from sapo_jax.metrics import Record
 from sapo_jax.seeding import generator
+from sapo_jax.swarm.wire.signed_content import OpenedGroup
 from sapo_jax.workdir import METRICS_FILE
 from scripts.faults.figures import ROOT, Figure, Setting
 from scripts.faults.host_process import HostProcess, wait_until
@@ -68,7 +70,7 @@ class Kill:
         victim: which host.
         resumed_s: it said that it goes on.
         own_s: a peer gave out a group that it made since its start.
-        external_s: it had trained on a group of another host.
+        external_s: it had trained on a group of another host, after it had taken in one made since its start.
         rounds: that each other host played until the next kill.
         calm_round_s: median length of a round of the others before the kill.
         busy_round_s: the same between the kill and the return.
@@ -180,22 +182,23 @@ def figures(kills: Sequence[Kill], *, hosts: int, failures: int, orphans: int, w
         Figure(
             name="rounds of each other host between two kills",
             value=min((count for kill in kills for count in kill.rounds), default=0),
-            at_least=1,
+            at_least=round(window_s / LEAST_ROUND_S / 2),  # at full speed twice as many
             detail=f"fewest in {window_s:g} s, of {sum(len(kill.rounds) for kill in kills)} counts; {paced}",
         ),
         Figure(
             name="round of the others while one comes back",
-            value=statistics.median(kill.busy_round_s for kill in kills) * 1000,
+            value=_median_ms(kill.busy_round_s for kill in kills),
             unit="ms",
-            detail=f"median, without the pause; before the kills {_median_ms(kills):.0f} ms",
+            detail=f"median, without the pause; {_median_ms(kill.calm_round_s for kill in kills):.0f} before the kills",
         ),
         Figure(name="processes that ended unasked or not with 0", value=failures, at_most=0, detail=f"of {hosts}"),
         Figure(name="processes left behind", value=orphans, at_most=0, detail="scorers of killed and stopped hosts"),
     ]
 
 
-def _median_ms(kills: Sequence[Kill]) -> float:
-    return statistics.median(kill.calm_round_s for kill in kills) * 1000
+def _median_ms(seconds: Iterable[float]) -> float:
+    known = [each for each in seconds if each == each]
+    return statistics.median(known) * 1000 if known else math.nan
 
 
 def _hosts(setting: Setting, count: int) -> list[HostProcess]:
@@ -218,12 +221,16 @@ def _start(swarm: Sequence[HostProcess], setting: Setting) -> None:
     began_s = time.monotonic()
     swarm[0].start()
     # Only when it plays rounds do the others start: they then find compiled what it has compiled.
-    _wait(swarm[0], lambda: _last_round(swarm[0]) > 0, "no round")
+    swarm[0].wait(lambda: swarm[0].last_round > 0, "round", START_S)
     for host in swarm[1:]:
         host.start()
     for host in swarm:
         # Two checkpoints, for a process that is killed while it writes one.
-        _wait(host, lambda host=host: _external(_rounds(host), 0) and _last_round(host) > 10, "no external group")
+        host.wait(
+            lambda host=host: _external(host.rounds, 0) and host.last_round > 10,
+            "external group",
+            START_S,
+        )
     setting.say(f"{len(swarm)} hosts train on each other's groups after {time.monotonic() - began_s:.0f} s")
 
 
@@ -232,14 +239,14 @@ def _kill(swarm: Sequence[HostProcess], victim: int, watch: PeerWatch, window_s:
     host, kill = swarm[victim], Kill(victim=victim)
     others = [each for index, each in enumerate(swarm) if index != victim]
     names = [each.workdir.name for each in others]
-    watch.skip(names)
+    watch.skip([*names, host.workdir.name])
     before = _lasts(others)
     log = host.workdir / "output.txt"
     host.kill()
     told, metrics_file = log.stat().st_size, (host.workdir / METRICS_FILE).stat().st_ino
     started_s, started_unix_s = time.monotonic(), time.time()
     host.start()
-    resumed_at = -1
+    resumed_at, fresh_at = -1, -1  # rounds
     while (now_s := time.monotonic() - started_s) < window_s:
         if resumed_at < 0:
             with log.open("rb") as file:
@@ -247,13 +254,13 @@ def _kill(swarm: Sequence[HostProcess], victim: int, watch: PeerWatch, window_s:
                 if match := _RESUMED.search(file.read()):
                     resumed_at, kill.resumed_s = int(match[1]), now_s
         # What the killed process logged after its checkpoint goes when the file is written anew.
-        elif kill.external_s == math.inf and (host.workdir / METRICS_FILE).stat().st_ino != metrics_file:
-            if _external(_rounds(host), resumed_at):
-                kill.external_s = now_s
-        if kill.own_s == math.inf:
-            new = (group for groups in watch.look(names).values() for group in groups)
-            if any(group.rollout.node_id == host.node_id and group.created_unix_s >= started_unix_s for group in new):
-                kill.own_s = time.monotonic() - started_s
+        elif (host.workdir / METRICS_FILE).stat().st_ino != metrics_file:
+            if fresh_at < 0 and _has_new(watch.look([host.workdir.name]), started_unix_s, without=host.node_id):
+                fresh_at = max(resumed_at, host.last_round)
+            if kill.external_s == math.inf and fresh_at >= 0 and _external(host.rounds, fresh_at):
+                kill.external_s = time.monotonic() - started_s
+        if kill.own_s == math.inf and _has_new(watch.look(names), started_unix_s, of=host.node_id):
+            kill.own_s = time.monotonic() - started_s
         if kill.back_s < math.inf:
             break
         time.sleep(LOOK_S)
@@ -266,8 +273,19 @@ def _kill(swarm: Sequence[HostProcess], victim: int, watch: PeerWatch, window_s:
     return kill
 
 
+def _has_new(
+    looked: Mapping[str, Sequence[OpenedGroup]], since_unix_s: float, *, of: str | None = None, without: str = ""
+) -> bool:
+    """Returns whether a host gave out a group made since then, by node `of`, or by any but `without`."""
+    return any(
+        group.created_unix_s >= since_unix_s and (group.publisher == of if of else group.publisher != without)
+        for groups in looked.values()
+        for group in groups
+    )
+
+
 def _lasts(hosts: Sequence[HostProcess]) -> list[int]:
-    return [_last_round(host) for host in hosts]
+    return [host.last_round for host in hosts]
 
 
 def _median_round_s(hosts: Sequence[HostProcess], after: Sequence[int], up_to: Sequence[int]) -> float:
@@ -275,7 +293,7 @@ def _median_round_s(hosts: Sequence[HostProcess], after: Sequence[int], up_to: S
     times = [
         record.metrics["time/round_s"]
         for host, first, last in zip(hosts, after, up_to, strict=True)
-        for record in _rounds(host)
+        for record in host.rounds
         if first < record.round <= last
     ]
     return statistics.median(times) if times else math.nan
@@ -284,18 +302,6 @@ def _median_round_s(hosts: Sequence[HostProcess], after: Sequence[int], up_to: S
 def _external(rounds: Sequence[Record], after_round: int) -> bool:
     """Returns whether a round after `after_round` trained on a group of another host."""
     return any(record.metrics["groups/external"] > 0 for record in rounds if record.round > after_round)
-
-
-def _rounds(host: HostProcess) -> list[Record]:
-    try:
-        records = read_metrics(host.workdir / METRICS_FILE)
-    except (OSError, MetricsError):
-        return []  # not there yet
-    return [record for record in records if record.node == 0 and "groups/external" in record.metrics]
-
-
-def _last_round(host: HostProcess) -> int:
-    return max((record.round for record in _rounds(host)), default=0)
 
 
 def _processes_below(hosts: Sequence[HostProcess]) -> set[tuple[int, str]]:
@@ -314,9 +320,3 @@ def _began(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == "Z" else fields[19]
-
-
-def _wait(host: HostProcess, condition: Callable[[], bool], what: str) -> None:
-    wait_until(lambda: condition() or not host.is_running, START_S)
-    if not condition():
-        raise RuntimeError(f"{host.workdir}: {what}; see output.txt there")

@@ -31,6 +31,11 @@ class Figure:
     detail: str = ""
 
     @property
+    def is_judged(self) -> bool:
+        """Whether it has a target."""
+        return self.at_least is not None or self.at_most is not None
+
+    @property
     def is_met(self) -> bool:
         """Whether the value keeps within its bounds; one that is not a number never does."""
         above = self.at_least is None or self.value >= self.at_least
@@ -82,10 +87,9 @@ def table(figures: Sequence[tuple[str, Figure]]) -> str:
     """Returns a Markdown table of (part, figure)."""
     rows = [("part", "figure", "measured", "target", "", "how"), ("---", "---", "---:", "---:", "---", "---")]
     for part, figure in figures:
-        judged = figure.at_least is not None or figure.at_most is not None
-        verdict = ("met" if figure.is_met else "MISSED") if judged else ""
+        verdict = ("met" if figure.is_met else "MISSED") if figure.is_judged else ""
         measured = f"{_number(figure.value)} {figure.unit}".strip()
-        rows.append((part, figure.name, measured, figure.target if judged else "", verdict, figure.detail))
+        rows.append((part, figure.name, measured, figure.target if figure.is_judged else "", verdict, figure.detail))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 

@@ -24,6 +24,7 @@ from scripts.faults import fuzz_abuse, fuzz_calls, fuzz_server
 from scripts.faults.figures import ROOT, Figure, Setting
 from scripts.faults.fuzz_calls import Caller, CallTally
 from scripts.faults.fuzz_worker import read_current
+from scripts.faults.process_samples import peak_mib
 from scripts.faults.request_fuzz import RequestFuzz, crafted_requests
 from scripts.faults.wire_fuzz import valid_case
 
@@ -168,7 +169,7 @@ async def over_connections(setting: Setting, found: Found) -> CallTally:
             setting.say(f"{caller.tally.calls:,} calls over connections are through")
         if not server.is_alive():
             found.exits.append(f"the server with code {server.process.returncode}")
-        found.counts["server_mib"] = round(server.peak_memory_mib()) if server.is_alive() else 0
+        found.counts["server_mib"] = round(peak_mib(server.process.pid)) if server.is_alive() else 0
     if server.process.returncode != 0 and server.is_asked:
         found.exits.append(f"the server, when it was asked to stop, with code {server.process.returncode}")
     found.counts["unhandled"] += len(server.defects())

@@ -166,10 +166,15 @@ class Caller:
         outcome = await self.call(channel, request.rpc, request.body, timeout_s=timeout_s)
         self.tally.messages += request.messages
         self.tally.resigned += request.resigned
+        if outcome.is_late:
+            # On a busy machine nobody's fault, but not twice.
+            if (await self.call(channel, request.rpc, request.body, timeout_s=timeout_s)).is_late:
+                self.complain(request, "no answer, and none when it was sent again")
+            return False
         if outcome.code != "OK":
             if outcome.code not in DOCUMENTED:
                 self.keep(request, f"{outcome}")
-            elif request.expected != ANY and not outcome.is_late and not _is_refused_for(request, outcome):
+            elif request.expected != ANY and not _is_refused_for(request, outcome):
                 self.complain(request, f"{outcome}")
             return False
         if request.expected not in (OPEN, ANY):

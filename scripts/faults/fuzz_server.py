@@ -56,14 +56,6 @@ class Server:
         """Returns whether the process runs."""
         return self.process.poll() is None
 
-    def peak_memory_mib(self) -> float:
-        """Returns the most memory it has used so far; nan where the system does not tell."""
-        with contextlib.suppress(OSError):
-            match = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
-            if match is not None:
-                return int(match[1]) / 1024
-        return float("nan")
-
     def defects(self) -> list[str]:
         """Returns the lines of its log that tell of a defect."""
         lines = (self.folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -174,11 +174,15 @@ class Worker:
             prefix = f"10.{tally.calls >> 8 & 0xFF}.{tally.calls & 0xFF}.0/24"
         try:
             response = self.host.answer(request, prefix)
-            results = decoded(request, response)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             self._failed(request, error, may_be_refused)
+            return
+        try:
+            results = decoded(request, response)
+        except WireError as error:
+            self._complain(request, f"the answer is nonsense: {error}")
             return
         tally.outcomes["answered"] += 1
         if request.expected not in (OPEN, ANY) or len(response) > DEFAULT_WIRE_LIMITS.max_message_bytes:

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sapo_jax.metrics import MetricsError, Record, read_metrics
 from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY, SWARM_ID_FILE
 from sapo_jax.swarm.wire.identity import Identity
+from sapo_jax.workdir import METRICS_FILE
 from scripts.faults.figures import ROOT
 
 LIGHT_HOST = "scripts.faults.light_host"
@@ -66,6 +68,26 @@ class HostProcess:
     def pid(self) -> int | None:
         """The id of its process, None if there is none."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def rounds(self) -> list[Record]:
+        """What its first node logged of its rounds, in the order of the file; empty while there is no file."""
+        try:
+            records = read_metrics(self.workdir / METRICS_FILE)
+        except (OSError, MetricsError):
+            return []  # not there yet, or being replaced
+        return [record for record in records if record.node == 0 and "groups/external" in record.metrics]
+
+    @property
+    def last_round(self) -> int:
+        """The highest round it has logged, 0 before the first."""
+        return max((record.round for record in self.rounds), default=0)
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+        """Waits for something; raises RuntimeError that names it if it does not come, or the process ends first."""
+        wait_until(lambda: condition() or not self.is_running, timeout_s)
+        if not condition():
+            raise RuntimeError(f"{self.workdir}: no {what}; see output.txt there")
 
     def output(self) -> str:
         """Returns what its processes have said so far."""

@@ -50,32 +50,51 @@ def measure_light(setting: Setting) -> list[Figure]:
     second = HostProcess(setting.workdir / "second", LIGHT_HOST, seed=setting.seed + 1, invite=first.invite, **options)
     hosts = (first, second)
     stores = (StoreReadings(), StoreReadings())
+    hung = 0
     try:
         first.start()
-        if not wait_until(first.invite.exists, READY_S):
-            raise RuntimeError(f"{first.workdir}: no invite was written; see output.txt there")
+        first.wait(first.invite.exists, "invite", READY_S)
         second.start()
         for cycle in range(cycles):
-            _kill_some(hosts, stores, generator(setting.seed, "kill", cycle))
+            hung += _kill_some(hosts, stores, generator(setting.seed, "kill", cycle))
             if (cycle + 1) % 10 == 0:
                 setting.say(f"{cycle + 1} of {cycles} cycles, {sum(host.kills for host in hosts)} kills")
-        if not _settle(hosts):
-            setting.say(f"groups are still under way after {SETTLE_S:g} s")
+        kills = sum(host.kills for host in hosts)
+        settled = _settle(hosts)
         for host, store in zip(hosts, stores, strict=True):
             store.read(host.directory, first.swarm_id)
     finally:
         for host in hosts:
             host.end()
-    return judge(hosts, stores, [read_history(host.workdir) for host in hosts], cycles)
+    return [
+        Figure(
+            name="kills of publisher and receiver",
+            value=kills,
+            at_least=cycles,
+            detail="light hosts: all of a host but its model, with a pool and a draw as in training",
+        ),
+        *judge(hosts, stores, [read_history(host.workdir) for host in hosts], cycles),
+        Figure(name="starts after which a host was not ready", value=hung, at_most=0, detail=f"within {READY_S:g} s"),
+        Figure(
+            name="all groups handed over in the end",
+            value=int(settled),
+            at_least=1,
+            detail=f"nothing under way for {CALM_ROUNDS} rounds, within {SETTLE_S:g} s",
+        ),
+    ]
 
 
-def _kill_some(hosts: Sequence[HostProcess], stores: Sequence[StoreReadings], rng: np.random.Generator) -> None:
-    """Kills one host, the other, or both after a random time, looks at what they left, and starts them again."""
+def _kill_some(hosts: Sequence[HostProcess], stores: Sequence[StoreReadings], rng: np.random.Generator) -> bool:
+    """Kills one host, the other, or both after a random time, looks at what they left, and starts them again.
+
+    Returns whether a host was not ready in time after its last start.
+    """
+    hung = False
     victims = [[0], [1], [0, 1], [1, 0]][rng.choice(4, p=(0.4, 0.4, 0.1, 0.1))]
     if rng.random() < STARTING_FRAC:
         time.sleep(rng.uniform(0.0, LONGEST_START_S))
     else:
-        wait_until(lambda: all(host.is_ready for host in hosts), READY_S, every_s=0.02)
+        hung = not wait_until(lambda: all(host.is_ready for host in hosts), READY_S, every_s=0.02)
         time.sleep(rng.uniform(0.0, LONGEST_LIFE_S))
     for victim in victims:
         hosts[victim].kill()
@@ -83,6 +102,7 @@ def _kill_some(hosts: Sequence[HostProcess], stores: Sequence[StoreReadings], rn
     for victim in victims:
         stores[victim].read(hosts[victim].directory, hosts[0].swarm_id)
         hosts[victim].start(text_seed=hosts[victim].starts)
+    return hung
 
 
 def _settle(hosts: Sequence[HostProcess]) -> bool:
@@ -131,7 +151,6 @@ def judge(
     most_used = max(uses.values(), default=0)
     detail = f"{sum(host.kills for host in hosts)} kills in {cycles} cycles, {acknowledged} groups acknowledged"
     return [
-        Figure(name="kills of publisher and receiver", value=sum(host.kills for host in hosts), at_least=cycles),
         Figure(name="groups acknowledged", value=acknowledged, at_least=cycles, detail="by the other host"),
         Figure(name="acknowledged groups lost", value=lost, at_most=0, detail=detail),
         Figure(name="acknowledged groups that never reached the pool", value=undelivered, at_most=0, detail=detail),

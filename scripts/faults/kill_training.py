@@ -11,13 +11,12 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sapo_jax.metrics import MetricsError, Record, read_metrics
 from sapo_jax.seeding import generator
-from sapo_jax.workdir import METRICS_FILE
 from scripts.faults.durable import RoundOf, StoreReadings
 from scripts.faults.figures import Figure, Setting
-from scripts.faults.host_process import HostProcess, wait_until
+from scripts.faults.host_process import HostProcess
 
 MAX_USES = 4
 START_S = 300.0  # a cold start on a busy machine included
@@ -49,10 +48,11 @@ def measure_training(setting: Setting, cycles: int) -> list[Figure]:
     )
     hosts = (first, second)
     stores = (StoreReadings(), StoreReadings())
+    pooled = twice = 0  # groups in the pools of the checkpoints that are gone on from
     rng = generator(setting.seed, "kill training")
     try:
         first.start()
-        _require(wait_until(first.invite.exists, START_S), first, "no invite")
+        first.wait(first.invite.exists, "invite", START_S)
         second.start()
         for cycle in range(cycles):
             _go_on(hosts)
@@ -61,6 +61,9 @@ def measure_training(setting: Setting, cycles: int) -> list[Figure]:
                 hosts[victim].kill()
             for host, store in zip(hosts, stores, strict=True):
                 store.read(host.directory, first.swarm_id)
+                entries = _pool_entries(host.workdir)
+                pooled += len(entries)
+                twice += _twice(entries)
                 host.start()
             setting.say(f"training: {cycle + 1} of {cycles} cycles")
         _go_on(hosts)
@@ -71,18 +74,23 @@ def measure_training(setting: Setting, cycles: int) -> list[Figure]:
     finally:
         for host in hosts:
             host.end()
-    return _figures(hosts, stores, cycles)
+    return [
+        *_figures(hosts, stores, cycles),
+        Figure(
+            name="training: groups that are twice in a pool",
+            value=twice,
+            at_most=0,
+            detail=f"of {pooled} in the checkpoints after each cycle",
+        ),
+    ]
 
 
 def _go_on(hosts: Sequence[HostProcess]) -> None:
     """Waits until each host has played some rounds since it was started."""
-    before = [_last_round(host) for host in hosts]
+    before = [host.last_round for host in hosts]
     for host, last in zip(hosts, before, strict=True):
         # A resumed host takes back what it logged after its checkpoint, so the count may fall at first.
-        gone_on = wait_until(
-            lambda host=host, last=last: not host.is_running or _last_round(host) >= last + ROUNDS_BETWEEN, START_S
-        )
-        _require(gone_on and host.is_running, host, "no new rounds")
+        host.wait(lambda host=host, last=last: host.last_round >= last + ROUNDS_BETWEEN, "new rounds", START_S)
 
 
 def _figures(hosts: Sequence[HostProcess], stores: Sequence[StoreReadings], cycles: int) -> list[Figure]:
@@ -98,7 +106,7 @@ def _figures(hosts: Sequence[HostProcess], stores: Sequence[StoreReadings], cycl
         held_by = {group_id for group_id, peer_id in stores[publisher].acknowledged if peer_id == node_id}
         acknowledged += len(held_by)
         lost += len(held_by - known)
-        rounds = _rounds(hosts[receiver])
+        rounds = hosts[receiver].rounds
         irregular += [record.round for record in rounds] != list(range(1, len(rounds) + 1))
         external[receiver] = sum(record.metrics["groups/external"] for record in rounds)
         own = {each for made_of, each_ids in ids.items() if made_of[0] == node_id for each in each_ids}
@@ -118,17 +126,16 @@ def _figures(hosts: Sequence[HostProcess], stores: Sequence[StoreReadings], cycl
             name="training: metrics whose rounds do not rise by one",
             value=irregular,
             at_most=0,
-            detail=f"{' and '.join(str(_last_round(host)) for host in hosts)} rounds",
+            detail=f"{' and '.join(str(host.last_round) for host in hosts)} rounds",
         ),
         Figure(
             name="training: uses per external group",
             value=max(drawn / max(1, count) for drawn, count in zip(external, received, strict=True)),
-            at_most=MAX_USES,
             detail=f"{sum(external):.0f} uses of {sum(received)} groups received; of the host with more",
         ),
         Figure(
             name="training: uses in the pools of the last checkpoints",
-            value=max(_most_used(host.workdir) for host in hosts),
+            value=max((entry["uses"] for host in hosts for entry in _pool_entries(host.workdir)), default=0),
             at_most=MAX_USES - 1,
             detail=f"a group leaves its pool with use {MAX_USES}",
         ),
@@ -142,30 +149,17 @@ def _figures(hosts: Sequence[HostProcess], stores: Sequence[StoreReadings], cycl
     ]
 
 
-def _rounds(host: HostProcess) -> list[Record]:
-    """Returns what the host's node logged of its rounds, in the order of the file."""
-    try:
-        records = read_metrics(host.workdir / METRICS_FILE)
-    except (OSError, MetricsError):
-        return []  # not there yet, or being replaced
-    return [record for record in records if record.node == 0 and "groups/external" in record.metrics]
-
-
-def _last_round(host: HostProcess) -> int:
-    return max((record.round for record in _rounds(host)), default=0)
-
-
-def _most_used(workdir: Path) -> int:
-    """Returns the uses of the most used group in the pool of the last checkpoint."""
+def _pool_entries(workdir: Path) -> list[dict[str, Any]]:
+    """Returns what lies in the pools of the last checkpoint: rollouts with their scores, and their uses."""
     latest = max((path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=_number)
     state = json.loads((latest / "host" / "metadata").read_text())["state"]
-    return max((entry["uses"] for node in state["nodes"] for entry in node["pool"]["entries"]), default=0)
+    return [entry for node in state["nodes"] for entry in node["pool"]["entries"]]
+
+
+def _twice(entries: Sequence[dict[str, Any]]) -> int:
+    """Returns how many entries repeat another one."""
+    return len(entries) - len({json.dumps(entry["scored"], sort_keys=True) for entry in entries})
 
 
 def _number(path: Path) -> int:
     return int(path.name)
-
-
-def _require(condition: bool, host: HostProcess, what: str) -> None:
-    if not condition:
-        raise RuntimeError(f"{host.workdir}: {what}; see output.txt there")

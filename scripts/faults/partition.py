@@ -81,9 +81,7 @@ def measure(setting: Setting) -> list[Figure]:
     try:
         for host, address in zip(hosts, proxy.addresses, strict=True):
             host.start(advertise=address)
-            wait_until(lambda host=host: host.invite.exists() or not host.is_running, START_S)
-            if not host.invite.exists():
-                raise RuntimeError(f"{host.workdir}: no invite was written; see output.txt there")
+            host.wait(host.invite.exists, "invite", START_S)
         ids = [host.node_id for host in hosts]
         if not wait_until(lambda: all(_in_touch(hosts, ids, sides)), START_S):
             raise RuntimeError(f"{setting.workdir}: the two halves did not find each other")

@@ -62,6 +62,19 @@ def look(process: str, pid: int, at_s: float) -> Sample:
     )
 
 
+def rss_mib(pid: int) -> float:
+    """Returns the resident memory of a running process; raises ProcessLookupError if it has ended."""
+    return look("", pid, 0.0).rss_mib
+
+
+def peak_mib(pid: int) -> float:
+    """Returns the most memory that a running process has held so far; raises ProcessLookupError if it has ended."""
+    try:
+        return int(_status(pid)["VmHWM"].split()[0]) / 1024
+    except (FileNotFoundError, KeyError) as error:
+        raise ProcessLookupError(f"process {pid} has ended") from error
+
+
 def descendants(pid: int) -> list[int]:
     """Returns the processes below `pid`, at any depth."""
     below: dict[int, list[int]] = {}

@@ -4,12 +4,12 @@ Speed is measured as by `scripts/bench_exchange.py`, over TLS. Overload is a rel
 a closed swarm with its own limits, and processes that hold its invite: hundreds of callers with small and
 with the largest groups, and then as many callers as there are places, each of which keeps back the end
 of the largest request. The crowd gives way to the relay when both want a core, because elsewhere it would
-have machines of its own. The memory of the relay's process is looked at all the time.
+have machines of its own. The most memory that the relay's process held is what the system says of it.
 
-Its cap: what the process held before; for every call that may be in progress a largest request, twice,
-because the transport keeps what it has received until the whole is handed to us in one piece; and the
-queue of what is not yet verified. A store on disk is not memory. How long an admitted call takes is seen
-by a few callers beside the crowd, in a process of their own, each of which offers a small group now and then.
+Its cap: what the process held before; for every call that may be in progress the largest request of the
+crowd, twice, because the transport keeps what it has received until the whole is handed to us in one piece;
+and the queue of what is not yet verified. A store on disk is not memory. How long an admitted call takes is
+seen by a few callers beside the crowd, in a process of their own, each of which offers a small group now and then.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sapo_jax.swarm.calls.certificate import HostCertificate
 from sapo_jax.swarm.calls.invite import Invite
 from sapo_jax.swarm.calls.peer_client import CallError
 from sapo_jax.swarm.calls.trust import Trust, TrustMode
-from sapo_jax.swarm.wire.limits import DEADLINES, DEFAULT_WIRE_LIMITS, MIB, CallLimits
+from sapo_jax.swarm.wire.limits import DEADLINES, MIB, CallLimits
 from scripts.bench_exchange import (
     TARGET_GROUPS_PER_S,
     TARGET_P99_MS,
@@ -42,8 +42,8 @@ from scripts.bench_exchange import (
 )
 from scripts.bench_exchange import measure as measure_case
 from scripts.faults.figures import ROOT, Figure, Setting
-from scripts.faults.host_process import HostProcess, wait_until
-from scripts.faults.process_samples import look
+from scripts.faults.host_process import HostProcess
+from scripts.faults.process_samples import peak_mib, rss_mib
 from scripts.faults.publish_caller import PAUSE_S, Caller, Seen, bodies_of, connect, merged, seen_from_json
 
 CASE_GROUPS = 12_000
@@ -56,9 +56,10 @@ HOLD_S = 3.0  # the host waits for a body for 5 s
 AFTER_GROUPS = 1_000
 RECOVERY_S = 5.0  # for the connections of the crowd to be closed
 START_S = 60.0
-LOOK_S = 0.05
 PROBES, PROBE_S = 8, 0.02  # callers beside the crowd; time between two groups of one
-CAP_MIB = (2 * CallLimits().max_calls * DEFAULT_WIRE_LIMITS.max_message_bytes + CallLimits().max_queued_bytes) / MIB
+SMALL_CALLERS, LARGE_CALLERS = 112, 16  # of each of three processes; of one
+MAX_CALLS = CallLimits().max_calls
+QUEUE_MIB = CallLimits().max_queued_bytes / MIB
 
 
 def measure(setting: Setting) -> list[Figure]:
@@ -92,33 +93,36 @@ def measure_overload(setting: Setting) -> list[Figure]:
     relay = HostProcess(setting.workdir / "relay", "sapo_jax.relay")
     try:
         relay.start()
-        if not wait_until(relay.invite.exists, START_S):
-            raise RuntimeError(f"the relay did not start: {relay.output()}")
+        relay.wait(relay.invite.exists, "invite", START_S)
         invite = Invite.load(relay.invite, datetime.datetime.now(datetime.UTC))
         _publish_after(invite, setting.scaled(AFTER_GROUPS, least=20))  # has loaded all that a call needs
         seconds = max(2.0, OVERLOAD_S * setting.scale)
-        with Memory(relay) as memory:
-            before_mib = memory.now()
-            setting.say(f"the relay holds {before_mib:.0f} MiB; overload for {seconds:.0f} s")
-            bodies = setting.scaled(SMALL_BODIES, least=20)
-            small = ["--batch=32", f"--bodies={bodies}", "--callers=112", f"--seconds={seconds}"]
-            large = ["--batch=7", f"--size_bytes={LARGEST_BYTES}", "--bodies=8", "--callers=16", f"--seconds={seconds}"]
-            with Probe(invite, groups=round(PROBES * seconds / PROBE_S)) as probe:
-                flood = _run_callers(relay.invite, [small, small, small, large], probe.start)
-            setting.say(f"offered {flood.offered}, accepted {flood.accepted}, refused {dict(flood.refused)}")
-            flood_mib = memory.peak()
-            held_options = ["--batch=7", f"--size_bytes={LARGEST_BYTES}", "--bodies=16", "--callers=128"]
-            held = _run_callers(relay.invite, [[*held_options, f"--hold_s={HOLD_S}"]])
-            setting.say(f"held bodies: accepted {held.accepted}, late {held.late}, refused {dict(held.refused)}")
-            peak_mib = memory.peak()
+        assert relay.pid is not None
+        before_mib = rss_mib(relay.pid)
+        setting.say(f"the relay holds {before_mib:.0f} MiB; overload for {seconds:.0f} s")
+        bodies = setting.scaled(SMALL_BODIES, least=20)
+        small = ["--batch=32", f"--bodies={bodies}", f"--callers={SMALL_CALLERS}", f"--seconds={seconds}"]
+        large = ["--batch=7", f"--size_bytes={LARGEST_BYTES}", "--bodies=8", f"--callers={LARGE_CALLERS}"]
+        with Probe(invite, groups=round(PROBES * seconds / PROBE_S)) as probe:
+            flood = _run_callers(relay.invite, [small, small, small, [*large, f"--seconds={seconds}"]], probe.start)
+        setting.say(f"offered {flood.offered}, accepted {flood.accepted}, refused {dict(flood.refused)}")
+        flood_mib = peak_mib(relay.pid)
+        held_options = ["--batch=7", f"--size_bytes={LARGEST_BYTES}", "--bodies=16", f"--callers={MAX_CALLS}"]
+        held = _run_callers(relay.invite, [[*held_options, f"--hold_s={HOLD_S}"]])
+        setting.say(f"held bodies: accepted {held.accepted}, late {held.late}, refused {dict(held.refused)}")
+        held_mib = peak_mib(relay.pid)
         recovered_s = _wait_until_taken(invite)
         after_s, after = _publish_after(invite, setting.scaled(AFTER_GROUPS, least=20))
-        setting.say(f"peak {flood_mib:.0f} MiB, with held bodies {peak_mib:.0f} MiB")
+        after_mib = rss_mib(relay.pid)
+        setting.say(f"peak {flood_mib:.0f} MiB, with held bodies {held_mib:.0f} MiB, afterwards {after_mib:.0f} MiB")
         relay.stop()
     finally:
         relay.end()
-    both = merged([flood, held, probe.seen])
-    allowed_mib = before_mib + CAP_MIB
+    all_seen = merged([flood, held, probe.seen])
+    late = flood.late + probe.seen.late  # of the held ones some must be: their bodies are kept back too long
+    # Every call in progress with the largest request that its caller has, and the groups that wait for a verdict.
+    flood_cap_mib = before_mib + 2 * _requests_mib(LARGE_CALLERS, MAX_CALLS - LARGE_CALLERS) + QUEUE_MIB
+    held_cap_mib = before_mib + 2 * _requests_mib(MAX_CALLS, 0) + QUEUE_MIB
     return [
         Figure(
             name="overload: offered beside answered",
@@ -130,20 +134,34 @@ def measure_overload(setting: Setting) -> list[Figure]:
         ),
         Figure(
             name="overload: memory beside its cap",
-            value=peak_mib / allowed_mib,
+            value=flood_mib / flood_cap_mib,
             unit="times",
             at_most=1.2,
-            detail=f"peak {peak_mib:.0f} MiB ({flood_mib:.0f} without held bodies); cap {allowed_mib:.0f} MiB: "
-            f"{before_mib:.0f} before, {CallLimits().max_calls} requests of 4 MiB twice, 64 MiB not yet verified",
+            detail=f"peak {flood_mib:.0f} MiB; cap {flood_cap_mib:.0f} MiB: {before_mib:.0f} before, "
+            f"{LARGE_CALLERS} requests of 3.5 MiB and {MAX_CALLS - LARGE_CALLERS} of 256 KiB, both twice, and "
+            f"{QUEUE_MIB:.0f} MiB not yet verified",
+        ),
+        Figure(
+            name="as many of the largest requests as there are places: memory beside its cap",
+            value=held_mib / held_cap_mib,
+            unit="times",
+            at_most=1.2,
+            detail=f"peak {held_mib:.0f} MiB; cap {held_cap_mib:.0f} MiB: {MAX_CALLS} requests of 3.5 MiB, twice",
+        ),
+        Figure(
+            name="after overload: memory",
+            value=after_mib - before_mib,
+            unit="MiB",
+            detail=f"more than before, {flood.accepted + held.accepted} groups later; of {after_mib:.0f}",
         ),
         Figure(
             name="overload: refusals that are not RESOURCE_EXHAUSTED with a hint",
-            value=sum(both.wrong.values()),
+            value=sum(all_seen.wrong.values()) + late,
             at_most=0,
-            detail=f"groups; {both.wrong.most_common(3)}"
-            if both.wrong
-            else f"of {sum(both.refused.values())} groups: "
-            + ", ".join(f"{name} {count}" for name, count in both.refused.most_common()),
+            detail=f"groups; {all_seen.wrong.most_common(3)}, {late} too late"
+            if all_seen.wrong or late
+            else f"of {sum(all_seen.refused.values())} groups: "
+            + ", ".join(f"{name} {count}" for name, count in all_seen.refused.most_common()),
         ),
         Figure(
             name="overload: p99 of admitted calls",
@@ -172,38 +190,6 @@ def measure_overload(setting: Setting) -> list[Figure]:
             name="after overload: failures of the relay", value=relay.failures, at_most=0, detail="crash or bad stop"
         ),
     ]
-
-
-class Memory:
-    """Looks at the resident memory of a process all the time, in a thread of its own."""
-
-    def __init__(self, host: HostProcess) -> None:
-        assert host.pid is not None
-        self._pid = host.pid
-        self._peak_mib = 0.0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def now(self) -> float:
-        """Returns what it holds now, in MiB."""
-        return look("host", self._pid, 0.0).rss_mib
-
-    def peak(self) -> float:
-        """Returns the most it was seen to hold so far, in MiB."""
-        return self._peak_mib
-
-    def _run(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            while not self._stopping.wait(LOOK_S):
-                self._peak_mib = max(self._peak_mib, self.now())
 
 
 class Probe:
@@ -242,6 +228,11 @@ class Probe:
             if self._stopping.is_set():
                 return
             await asyncio.sleep(PROBE_S)
+
+
+def _requests_mib(large: int, small: int) -> float:
+    """Returns the size of so many requests of the crowd."""
+    return (7 * large * LARGEST_BYTES + 32 * small * GROUP_BYTES) / MIB
 
 
 def _percentile_ms(seconds: Sequence[float], percent: float) -> float:

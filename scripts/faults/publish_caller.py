@@ -38,7 +38,7 @@ from sapo_jax.swarm.wire.requests import PublishOutcome, PublishRequest
 from sapo_jax.swarm.wire.signed_content import SignedGroup
 from scripts.bench_exchange import make_groups
 
-PAUSE_S = 0.3
+PAUSE_S = 0.4
 KEPT_BACK_BYTES = 64 * 1024  # of a body that is held; more than lies in buffers on the way
 CALLS_OF_CONNECTION = CallLimits().max_calls_per_peer
 

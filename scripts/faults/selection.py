@@ -84,7 +84,9 @@ def measure_pool(setting: Setting) -> list[Figure]:
             for _ in range(draws if is_fair else draws // 10)
             for item in select(candidates, 1, rule, rng)
         )
-        figures += _draw_figures(f"rule {rule}", drawn, names, is_judged=is_fair)
+        figures += _draw_figures(
+            f"rule {rule}, {'opt-in' if is_fair else 'the default'}", drawn, names, is_judged=is_fair
+        )
     return figures
 
 

@@ -138,8 +138,7 @@ def _play(setting: Setting, workdir: Path, rounds: int, is_skewed: bool) -> list
     ]
     try:
         hosts[0].start()
-        if not wait_until(hosts[0].invite.exists, READY_S):
-            raise RuntimeError(f"{hosts[0].workdir}: no invite was written; see output.txt there")
+        hosts[0].wait(hosts[0].invite.exists, "invite", READY_S)
         for host in hosts[1:]:
             host.start()
         wait_until(

@@ -25,7 +25,7 @@ from scripts.faults.host_process import STOP_S, HostProcess, free_port
 from scripts.faults.process_samples import Sample, drift, look, quantile, write_samples
 
 LENGTH_S = 20 * 60
-WINDOW_S, LOWEST = 240.0, 0.1  # before each of the two moments that are compared, and which quantile
+WINDOW_S, LOWEST = 120.0, 0.1  # before each of the two moments that are compared, and which quantile
 SAMPLE_S = 5.0
 GROWTH_MIB = 16.0
 START_S = 600.0  # for all processes to be at work, on a machine that does other things too
@@ -53,11 +53,6 @@ class Swarm:
         with AdminClient(self.processes[name].directory) as client:
             return client.status()
 
-    def rounds(self, name: str) -> int:
-        """Returns how many rounds a training host has logged."""
-        path = self.processes[name].workdir / METRICS_FILE
-        return max((record.round for record in read_metrics(path)), default=0) if path.exists() else 0
-
     def ended(self) -> list[str]:
         """Returns the processes that have ended, without visitors."""
         staying = {name: process for name, process in self.processes.items() if not name.startswith(VISITOR)}
@@ -72,7 +67,7 @@ def measure(setting: Setting) -> list[Figure]:
     samples: list[Sample] = []
     try:
         metrics_port = _start(swarm, setting)
-        rounds_before = swarm.rounds(HOST)
+        rounds_before = swarm.processes[HOST].last_round
         watch = _Watch(swarm, samples, sample_s, metrics_port, setting)
         watch.until(length_s / 2)
         stored = {name: swarm.status(name).stored_groups for name in MEASURED}
@@ -99,9 +94,9 @@ def measure(setting: Setting) -> list[Figure]:
     figures += [
         Figure(
             name="host: rounds trained",
-            value=swarm.rounds(HOST) - rounds_before,
+            value=swarm.processes[HOST].last_round - rounds_before,
             at_least=setting.scaled(200),
-            detail=f"{swarm.rounds(OTHER)} by the other host",
+            detail=f"{swarm.processes[OTHER].last_round} by the other host",
         ),
         Figure(
             name="host: groups of others trained on",
@@ -123,9 +118,10 @@ def measure(setting: Setting) -> list[Figure]:
 def growth(name: str, samples: Sequence[Sample], length_s: float, window_s: float) -> list[Figure]:
     """Returns how what one process holds has changed between the middle and the end of a series.
 
-    Memory is compared by the lowest tenth of the looks in the minutes before: rounds, evaluations and
-    reports take tens of megabytes for moments, which a median sees in one window and not in the next,
-    while a leak lifts every quantile. Counts are compared by their drift, which notices two a half.
+    Both are compared by the lowest tenth of the looks in the two minutes before: rounds, evaluations and
+    reports take tens of megabytes for moments, and visitors some connections, which a median sees in one
+    window and not in the next, while a leak lifts every quantile. Counts must not drift either, which
+    notices two more in the second half.
     """
     middle_s = length_s / 2
     figures: list[Figure] = []
@@ -150,14 +146,16 @@ def growth(name: str, samples: Sequence[Sample], length_s: float, window_s: floa
         )
     for what, words in counts.items():
         values = [getattr(sample, what) for sample in samples if sample.at_s >= middle_s] or [0]
-        rise = drift(samples, middle_s, what)
+        before, after = (quantile(samples, at_s - window_s, at_s, what, LOWEST) for at_s in (middle_s, length_s))
+        slope = drift(samples, middle_s, what)
+        rise = max(after - before, slope) if slope == slope else slope
         figures.append(
             Figure(
                 name=f"{name}: rise of {words}",
                 value=round(rise) if rise == rise else rise,
-                at_least=0,
                 at_most=0,
-                detail=f"{rise:.2f} by the median slope over the second half; {min(values)} to {max(values)} of them",
+                detail=f"{before:.0f} to {after:.0f}, {slope:.2f} by the median slope over the second half; "
+                f"{min(values)} to {max(values)} of them",
             )
         )
     return figures
@@ -185,7 +183,7 @@ def _start(swarm: Swarm, setting: Setting) -> int:
     swarm.start(PUBLISHER, "scripts.faults.light_publisher", invite=invite, **publishing)
     for name in (HOST, OTHER):
         setting.say(f"waiting for the first rounds of {name}")
-        _wait(swarm, f"the first rounds of {name}", lambda name=name: swarm.rounds(name) > 0)
+        _wait(swarm, f"the first rounds of {name}", lambda name=name: swarm.processes[name].last_round > 0)
     return metrics_port
 
 
@@ -234,7 +232,7 @@ class _Watch:
                 f"{name} {sample.rss_mib:.0f} + {sample.children_rss_mib:.0f} MiB, {sample.descriptors} descriptors, "
                 f"{sample.threads} threads, {self._swarm.status(name).stored_groups} groups"
             )
-        self._say(f"minute {now_s / 60:.1f}, round {self._swarm.rounds(HOST)}: {'; '.join(words)}")
+        self._say(f"minute {now_s / 60:.1f}, round {self._swarm.processes[HOST].last_round}: {'; '.join(words)}")
 
     def _visit_for_ever(self) -> Iterator[None]:
         """Lets one relay after the other come and go, whenever it is asked to."""

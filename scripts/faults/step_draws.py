@@ -37,7 +37,8 @@ from scripts.faults.light_publisher import rollouts
 
 PUBLISHERS = 64
 PUBLISH_EVERY = 10  # draws
-PAUSE_S = 0.003  # between draws; a real round leaves the interpreter to the others for far longer
+PAUSE_S = 0.003  # between draws in a row: many, each with little to take in
+ROUND_S = 0.25  # between draws at the pace of rounds: what has arrived meanwhile is taken in at once
 FLOOD_STARTS_S = 120.0
 _UNUSED_UP = 10**9  # rounds and uses after which a group would leave the pool: never, so it stays full
 
@@ -47,6 +48,8 @@ class Draws:
     """What was measured, in seconds and groups."""
 
     draw_s: tuple[float, ...]
+    paced_draw_s: tuple[float, ...]
+    paced_verified: int  # groups that became ready during these
     publish_s: tuple[float, ...]  # of the own groups of one round
     full_mailbox_s: float  # the one draw that found its mailbox full
     pool: int
@@ -62,9 +65,16 @@ def with_large_pool(config: SapoConfig, pool: int) -> SapoConfig:
 
 
 def measure_draws(
-    config: SapoConfig, prompter: Prompter, tasks: wiring.TaskSide, workdir: Path, *, draws: int, groups_per_s: float
+    config: SapoConfig,
+    prompter: Prompter,
+    tasks: wiring.TaskSide,
+    workdir: Path,
+    *,
+    draws: int,
+    paced_draws: int,
+    groups_per_s: float,
 ) -> Draws:
-    """Returns the times of `draws` draws under `groups_per_s` arriving groups."""
+    """Returns the times of draws in a row and of draws at the pace of rounds under `groups_per_s` arriving groups."""
     bound = config.sharing.pool_rollouts
     stock = _scored(tasks, 2 * bound + config.sharing.local)
     with contextlib.closing(_join(config, tasks, workdir / "host")) as member:
@@ -87,10 +97,17 @@ def measure_draws(
                 time.sleep(PAUSE_S)
             after, seconds = member.hub.status(), time.perf_counter() - began_s
             store = member.hub.host.store.stats()
+            paced_draw_s: list[float] = []
+            for round in range(draws + 2, draws + paced_draws + 2):
+                time.sleep(ROUND_S)
+                paced_draw_s.append(_timed(partial(_draw, node, round)))
+            at_end = member.hub.status()
         member.hub.close(flush_s=0.0)
     verified = "groups/verified_external"
     return Draws(
         draw_s=tuple(draw_s),
+        paced_draw_s=tuple(paced_draw_s),
+        paced_verified=at_end.counters[verified] - after.counters[verified],
         publish_s=tuple(publish_s),
         full_mailbox_s=full_mailbox_s,
         pool=int(node.round_metrics([], [])["groups/pool"]),

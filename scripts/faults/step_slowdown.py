@@ -13,7 +13,7 @@ import dataclasses
 import datetime
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -143,13 +143,15 @@ def play_pairs(
     return played
 
 
-def slowdown(pairs: Sequence[tuple[Block, Block]], seed: int) -> tuple[float, float, float]:
+def slowdown(
+    pairs: Sequence[tuple[Block, Block]], seed: int, of_block: Callable[[Sequence[float]], np.floating]
+) -> tuple[float, float, float]:
     """Returns by how many percent the second block's rounds are longer: the median over pairs and its 95 % interval.
 
-    Of each block the median round counts, so a hiccup of the machine does not. The interval is that of a
-    bootstrap over pairs.
+    `of_block` makes one number of a block's rounds: the median, which a hiccup of the machine does not move, or
+    the mean, which sees rare long rounds. The interval is that of a bootstrap over pairs.
     """
-    ratios = np.array([np.median(after.round_s) / np.median(before.round_s) for before, after in pairs])
+    ratios = np.array([of_block(after.round_s) / of_block(before.round_s) for before, after in pairs])
     rng = np.random.default_rng(seed)
     medians = np.median(rng.choice(ratios, size=(_RESAMPLES, len(ratios))), axis=1)
     low, high = np.quantile(medians, (0.025, 0.975))

@@ -40,13 +40,13 @@ class Start:
     cpu_s: float  # CPU time that the process used until then, whatever else the machine did
 
 
-def first_step(workdir: Path, *, cache: Path, dead_address: str, overrides: Sequence[str] = ()) -> Start:
+def first_step(workdir: Path, *, cache: Path, absent_address: str, overrides: Sequence[str] = ()) -> Start:
     """Starts a host, waits for its first round and ends it.
 
     Args:
         workdir: where the run and its log go; made here.
         cache: the user's cache folder, in which compiled programs are kept; new: nothing is compiled yet.
-        dead_address: "host:port" at which nobody listens.
+        absent_address: "host:port" that nobody answers from.
         overrides: of the configuration.
 
     Raises:
@@ -54,10 +54,10 @@ def first_step(workdir: Path, *, cache: Path, dead_address: str, overrides: Sequ
     """
     workdir.mkdir(parents=True)
     away = plan_joining(workdir / "away", now=datetime.datetime.now(datetime.UTC))
-    invite = away.write_invite([dead_address])
+    invite = away.write_invite([absent_address])
     run, log = workdir / "run", workdir / "log.txt"
     command = [sys.executable, "-m", "sapo_jax.main", "--config=configs/tiny.py", f"--workdir={run}"]
-    command += ["--listen=127.0.0.1:0", f"--join={dead_address}", f"--invite={invite}", *overrides]
+    command += ["--listen=127.0.0.1:0", f"--join={absent_address}", f"--invite={invite}", *overrides]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     environment["XDG_CACHE_HOME"] = str(cache)
     began_s = time.monotonic()

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sapo_jax.swarm.wire.signed_content import SignedGroup
 from sapo_jax.tasks.audit import audit
 from sapo_jax.tasks.catalog import CATALOGS, resolve
 from sapo_jax.tasks.verifier import MAX_COMPLETION_BYTES
@@ -33,6 +34,7 @@ ESCAPES = 100_000
 GROUPS_PER_DATASET = 20
 COMPLETIONS = 16
 LIARS_GROUPS = 320
+MOST_LIES = 80  # of one peer before it is banned
 _TASKS = 3  # of one dataset
 _BANNED_PATIENCE_S = 3.0
 _GROUPS_PER_KEY = 4  # a publisher whose group cost a scorer is paused, and others shall not wait for it
@@ -210,19 +212,25 @@ def reward_figures(setting: Setting, rng: random.Random) -> list[Figure]:
 def wrong_reference_figures(
     setting: Setting, rng: random.Random, host: VerifiedHost, known_of: Mapping[str, Sequence[Task]]
 ) -> list[Figure]:
-    """One peer's groups are all of tasks that are not there; another lies about scores, question and truth."""
-    (liar, boaster) = make_identities(rng, 2)
-    wanted = setting.scaled(LIARS_GROUPS, 16)
-    groups = []
-    for ref in wrong_refs(rng, known_of, host.held_out, wanted):
+    """The groups of some peers are all of tasks that are not there; another lies about scores, question and truth."""
+    groups: list[SignedGroup] = []
+    refs = list(wrong_refs(rng, known_of, host.held_out, setting.scaled(LIARS_GROUPS, 16)))
+    liars: set[str] = set()
+    for number, ref in enumerate(refs):
+        if number % _GROUPS_PER_KEY == 0:  # none is banned before its last group is looked at
+            (liar,) = make_identities(rng, 1)
+            liars.add(liar.node_id)
         groups.append(signed_group(liar, ref, ["<answer>1</answer>", "<answer>2</answer>"]))
-    pulled: list[ScoredRollout] = []
-    accepted = 0
-    for start in range(0, len(groups), 8):
-        before = host.published["accepted"]
-        pulled += host.through(groups[start : start + 8], _BANNED_PATIENCE_S)
-        accepted += host.published["accepted"] - before
-    banned = host.hub.host.scores.is_banned(liar.node_id)
+    before = Counter(host.verdicts())
+    pulled = host.through(groups)
+    judged = Counter(host.verdicts()) - before
+
+    (stubborn, boaster) = make_identities(rng, 2)
+    lies = [signed_group(stubborn, ref, ["<answer>1</answer>", "<answer>2</answer>"]) for ref in refs[:MOST_LIES]]
+    for start in range(0, len(lies), 8):
+        pulled += host.through(lies[start : start + 8], _BANNED_PATIENCE_S)
+    liars.add(stubborn.node_id)
+    banned = host.hub.host.scores.is_banned(stubborn.node_id)
 
     honest: list[tuple[TaskRef, list[str], tuple[float, ...]]] = []
     believed = compared = 0
@@ -237,7 +245,7 @@ def wrong_reference_figures(
             honest.append((task.ref, texts, tuple(own)))  # pyright: ignore[reportArgumentType]
     expected = {(ref, tuple(texts)): scores for ref, texts, scores in honest}
     for item in host.through(groups):
-        if item.rollout.node_id == liar.node_id:
+        if item.rollout.node_id in liars:
             pulled.append(item)
         key = item.rollout.task_ref, tuple(each.text for each in item.rollout.completions)
         compared += key in expected
@@ -248,15 +256,32 @@ def wrong_reference_figures(
             value=len(pulled),
             at_least=0,
             at_most=0,
-            detail=f"of {wanted} of one peer, {accepted} taken in before it was {'' if banned else 'NOT '}banned: "
-            "digests of no or another dataset, items beyond the last, questions kept for evaluations",
+            detail="digests of no or another dataset, items beyond the last, questions kept for evaluations",
+        ),
+        Figure(
+            name="groups with a wrong task that were judged",
+            value=judged.total(),
+            at_least=len(refs),
+            detail=f"of {len(refs)} by {len(liars) - 1} peers: {_list(judged)}",
+        ),
+        Figure(
+            name="a peer whose tasks are all wrong is banned",
+            value=int(banned),
+            at_least=1,
+            detail=f"within {len(lies)} groups",
         ),
         Figure(
             name="groups whose lies about score, question or truth were believed",
             value=believed,
             at_least=0,
             at_most=0,
-            detail=f"of {compared}; beside a message of ours there is no place for question and truth",
+            detail="beside a message of ours there is no place for question and truth",
+        ),
+        Figure(
+            name="groups with such lies whose scores were compared with our own",
+            value=compared,
+            at_least=len(expected),
+            detail=f"of {len(known)} sent",
         ),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -64,11 +65,44 @@ def test_a_standing_adds_up_what_was_logged(launch_swarm) -> None:
             },
         ),
     ]
-    now = launch_swarm.standing(records)
+    now = launch_swarm.Standing()
+    assert (now.round, now.external, now.gain) == (0, 0, None)
+    for record in records:
+        now.add(record)
     assert (now.round, now.own_reward, now.external, now.pool) == (2, 0.75, 3, 5.0)
     assert (now.first_pass_at_1, now.last_pass_at_1, now.gain) == (0.25, 0.5, (0.25, 0.1))
     assert now.publishers == {"calm-otter": 2, "bold-elk": 1}
-    assert launch_swarm.standing([]).round == 0
+
+
+def logged(*rounds: int) -> str:
+    lines = [{"round": n, "node": None, "reward/own_mean": n / 8, "groups/from/elk": n, "loss": None} for n in rounds]
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
+def test_every_line_of_metrics_is_read_once(launch_swarm, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    reader = launch_swarm.MetricsReader(path)
+    assert reader.standing().round == 0
+    path.write_text(logged(1, 2) + "no metrics\n" + logged(3)[:9])
+    assert (reader.standing().round, reader.standing().external) == (2, 3)
+    with path.open("r+") as file:  # what was read is gone, and nobody looks
+        file.write(" " * (len(logged(1, 2)) - 1))
+    with path.open("a") as file:
+        file.write(logged(3)[9:])
+    assert (reader.standing().round, reader.standing().own_reward, reader.standing().external) == (3, 3 / 8, 6)
+
+
+@pytest.mark.parametrize("left", [1, 5])
+def test_the_metrics_of_a_resumed_host_are_read_anew(launch_swarm, tmp_path: Path, left: int) -> None:
+    path, part = tmp_path / "metrics.jsonl", tmp_path / "part"
+    path.write_text(logged(7, 8, 9))
+    reader = launch_swarm.MetricsReader(path)
+    assert reader.standing().external == 24
+    part.write_text(logged(*range(1, left + 1)))
+    os.replace(part, path)
+    assert (reader.standing().round, reader.standing().external) == (left, sum(range(left + 1)))
+    os.truncate(path, len(logged(1)))
+    assert (reader.standing().round, reader.standing().external) == (1, 1)
 
 
 def test_ctrl_c_stops_all_hosts_and_the_same_command_resumes_them(tmp_path: Path) -> None:

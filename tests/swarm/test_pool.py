@@ -6,11 +6,16 @@ import json
 import pytest
 
 from sapo_jax.swarm.codec_json import CodecError
-from sapo_jax.swarm.pool import Pool
+from sapo_jax.swarm.pool import MAX_TEXT_BYTES, Pool, text_bytes
 
 
-def _pool(max_rollouts=8, max_age_rounds=0, max_uses=1):
-    return Pool(max_rollouts=max_rollouts, max_age_rounds=max_age_rounds, max_uses=max_uses)
+def _pool(max_rollouts=8, max_age_rounds=0, max_uses=1, **bounds):
+    return Pool(max_rollouts=max_rollouts, max_age_rounds=max_age_rounds, max_uses=max_uses, **bounds)
+
+
+def _with_text(item, text):
+    completions = tuple(dataclasses.replace(completion, text=text) for completion in item.rollout.completions)
+    return dataclasses.replace(item, rollout=dataclasses.replace(item.rollout, completions=completions))
 
 
 def _indices(candidates):
@@ -77,6 +82,43 @@ def test_a_flood_pushes_out_only_itself(scored):
     assert pool.evicted == {"age": 0, "uses": 0, "capacity": 46}
 
 
+def test_t8_texts_fill_the_pool_up_to_its_bytes_and_whoever_has_most_gives_way(scored):
+    pool = _pool(max_rollouts=1024, max_age_rounds=9)
+    pool.add([scored([0, 1], "quiet", i) for i in range(10)], round=0)
+    for round in range(1, 5):
+        large = [_with_text(scored([0] * 8, "greedy", 100 * round + i), "x" * 65_536) for i in range(25)]
+        pool.add(large, round)
+    kept = pool.candidates(4)
+    assert sum(text_bytes(item.rollout) for item in kept) <= MAX_TEXT_BYTES
+    assert _indices(kept)[:10] == list(range(10))
+    assert len(kept) == 10 + 63 and kept[-1] == large[-1]  # whole, and the newest
+    assert pool.evicted == {"age": 0, "uses": 0, "capacity": 100 - 63}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kept"),
+    [
+        ({"max_rollouts": 5}, [1, 2, 3, 4, 10]),  # "many" has most rollouts
+        ({"max_text_bytes": 300}, [0, 1, 2, 3, 4]),  # "large" has most bytes, though in one rollout
+        ({"max_rollouts": 4, "max_text_bytes": 300}, [2, 3, 4]),
+        ({"max_text_bytes": 10}, [4]),
+    ],
+)
+def test_each_bound_has_its_own_largest(scored, bounds, kept):
+    pool = _pool(**bounds)
+    small = [_with_text(scored([0, 1], "many", i), "x" * 5) for i in range(5)]
+    pool.add([*small[:2], _with_text(scored([0, 1], "large", 10), "x" * 200), *small[2:]], round=0)
+    assert sorted(_indices(pool.candidates(0))) == kept
+
+
+def test_a_restored_pool_keeps_its_bytes_too(scored, rebuild_task):
+    wide, narrow = _pool(), _pool(max_text_bytes=40)
+    wide.add([_with_text(scored([0, 1], "a", i), "x" * 10) for i in range(4)], round=0)
+    narrow.restore_json(wide.to_json(), rebuild_task)
+    narrow.add([], round=0)
+    assert _indices(narrow.candidates(0)) == [2, 3]
+
+
 def test_equal_rollouts_stay_apart(scored):
     pool = _pool(max_uses=1)
     twin = scored([0, 1], "a", 1)
@@ -102,6 +144,7 @@ def test_marking_something_else_is_an_error_and_counts_nothing(scored):
         ({"max_rollouts": 0}, "max_rollouts = 0 must be at least 1"),
         ({"max_age_rounds": -1}, "max_age_rounds = -1 must be at least 0"),
         ({"max_uses": 0}, "max_uses = 0 must be at least 1"),
+        ({"max_text_bytes": 0}, "max_text_bytes = 0 must be at least 1"),
     ],
 )
 def test_bounds_that_keep_nothing_are_refused(bounds, message):

@@ -311,6 +311,24 @@ def test_a_worker_that_talks_nonsense_is_replaced(monkeypatch: pytest.MonkeyPatc
         assert pool.kills == 2
 
 
+def test_t5_the_last_stretch_of_a_worker_that_dies_is_charged(monkeypatch: pytest.MonkeyPatch):
+    burn = "end = time.process_time() + 0.5\n    while time.process_time() < end: pass"
+    fake(monkeypatch, f"import time; {burn}\n    os._exit(0)")
+    with ScoringPool(SPECIALTIES) as pool:
+        assert reasons(pool.verify(honest(1))) == [RejectionReason.WORKER_DIED]
+        assert pool.busy_s("own") >= 0.5
+
+
+def test_t5_the_process_that_replaces_a_lost_one_is_charged(monkeypatch: pytest.MonkeyPatch):
+    burn = "import time\nwhile time.process_time() < 0.5: pass\n"
+    monkeypatch.setattr(worker_process, "_PROGRAM", ("-c", burn + FAKE.format(misbehave="os._exit(0)")))
+    with ScoringPool(SPECIALTIES) as pool:
+        pool.warm_up()
+        assert pool.busy_s("own") == 0.0, "the first ones are there for everybody"
+        assert reasons(pool.verify(honest(2))) == [RejectionReason.WORKER_DIED] * 2
+        assert pool.busy_s("own") >= 2 * 0.5
+
+
 def test_answers_nobody_asked_for_do_not_become_somebody_elses(monkeypatch: pytest.MonkeyPatch):
     # In one write, so that the pool reads them together.
     answer = "json.dumps(dict(question='q', ground_truth=None, scores=[1.0, 1.0])).encode()"

@@ -115,6 +115,7 @@ class ExchangeService:
         self._backlog = backlog
         self._limits = wire_limits
         self._call_limits = call_limits or CallLimits()
+        self._failing: set[str] = set()  # uses of the store that failed the last time
         self.phase = Phase.STARTING
 
     @property
@@ -148,9 +149,11 @@ class ExchangeService:
         for i, signed in enumerate(request.groups):
             results[i] = self._refuse_unread(signed, prefix, is_queue_full=is_queue_full)
         waiting = [i for i, result in enumerate(results) if result is None]
-        with self._store_errors():
+        with self._store_errors("looking up groups"):
             ids = {i: group_id_of(request.groups[i].envelope) for i in waiting}
             unknown = set(self._store.unknown(ids.values()))
+            # Of known groups nothing is read but their age: of several claims the youngest wins.
+            self._store.note_ages((ids[i], request.groups[i].age_s) for i in waiting if ids[i] not in unknown)
         new: dict[bytes, tuple[int, OpenedGroup]] = {}
         for i in waiting:
             if ids[i] not in unknown or ids[i] in new:
@@ -176,7 +179,7 @@ class ExchangeService:
             ServiceError: STARTING, STORE_BUSY.
         """
         self._require_started()
-        with self._store_errors():
+        with self._store_errors("sampling groups"):
             drawn = self._store.sample(
                 request.count,
                 rng=self._rng if request.seed is None else np.random.default_rng(request.seed),
@@ -194,7 +197,7 @@ class ExchangeService:
             ServiceError: STARTING, STORE_BUSY; UNKNOWN_CURSOR with the place to start over from.
         """
         self._require_started()
-        with self._store_errors():
+        with self._store_errors("listing groups"):
             return self._store.refs(request.cursor, request.max_references, datasets=request.datasets or None)
 
     def get_groups(self, request: GetRequest) -> GetResponse:
@@ -204,7 +207,7 @@ class ExchangeService:
             ServiceError: STARTING, STORE_BUSY.
         """
         self._require_started()
-        with self._store_errors():
+        with self._store_errors("reading groups"):
             found = self._store.get(request.group_ids, max_bytes=self._response_bytes)
             held = set(self._store.held(request.group_ids))  # after reading: damaged ones are gone by now
         read = {group.group_id for group in found}
@@ -260,7 +263,7 @@ class ExchangeService:
     def _recent_stats(self) -> StoreStats:
         now_s = self._clock()
         if self._stats is None or now_s - self._stats[0] >= STATS_KEPT_S:
-            with self._store_errors():
+            with self._store_errors("counting groups"):
                 self._stats = now_s, self._store.stats()
         return self._stats[1]
 
@@ -294,10 +297,9 @@ class ExchangeService:
             return
         groups = [group for _, group in new]
         try:
-            with self._store_errors():
+            with self._store_errors("storing groups"):
                 outcomes = self._store.put(groups)
-        except StoreFullError as error:
-            logger.error("published groups are refused: %s", error)
+        except StoreFullError:
             outcomes = [
                 _rejected(group.group_id, WireReason.STORE_FULL, retry_after_s=STORE_FULL_RETRY_S) for group in groups
             ]
@@ -308,7 +310,7 @@ class ExchangeService:
             yield i, outcome
 
     def _is_queue_full(self) -> bool:
-        with self._store_errors():
+        with self._store_errors("counting what waits"):
             groups, size_bytes = self._backlog()
         return groups >= self._call_limits.max_queued_groups or size_bytes >= self._call_limits.max_queued_bytes
 
@@ -322,22 +324,28 @@ class ExchangeService:
             raise ServiceError(WireReason.DRAINING, "this host is about to stop")
 
     @contextmanager
-    def _store_errors(self) -> Generator[None]:
-        """Turns what the store raises into what a caller may read; StoreFullError passes."""
+    def _store_errors(self, use: str) -> Generator[None]:
+        """Turns what the store raises in `use` into what a caller may read; StoreFullError passes."""
         try:
             yield
         except UnknownCursorError as error:
             raise ServiceError(WireReason.UNKNOWN_CURSOR, str(error), oldest_cursor=error.oldest) from error
-        except StoreFullError:
-            raise
-        except StoreDamagedError as error:
-            logger.error("a call is refused: %s", error)
-            raise ServiceError(WireReason.DATA_LOSS, "the store is damaged") from error
         except StoreError as error:
-            logger.error("a call is refused: %s", error)
+            self._log_failure(use, error)
+            if isinstance(error, StoreFullError):
+                raise
+            if isinstance(error, StoreDamagedError):
+                raise ServiceError(WireReason.DATA_LOSS, "the store is damaged") from error
             raise ServiceError(
                 WireReason.STORE_BUSY, "the store cannot be used now", retry_after_s=STORE_BUSY_RETRY_S
             ) from error
+        self._failing.discard(use)
+
+    def _log_failure(self, use: str, error: StoreError) -> None:
+        """Logs once until `use` succeeds again: anybody may call, and a log must not fill the disk that is full."""
+        if use not in self._failing:
+            self._failing.add(use)
+            logger.error("%s fails, which is not logged again until it succeeds: %s", use, error)
 
 
 def _rejected(group_id: bytes, reason: WireReason, *, field: str = "", retry_after_s: float = 0.0) -> PublishResult:

@@ -20,7 +20,10 @@ from sapo_jax.swarm.calls.trust import Trust, TrustError, TrustMode, choose_trus
 from sapo_jax.swarm.mesh.network_host import GivenPeer
 from sapo_jax.swarm.store.file import StoreError
 from sapo_jax.swarm.wire.addresses import AddressError, split_address
+from sapo_jax.swarm.wire.errors import WireError
+from sapo_jax.swarm.wire.field_rules import check_address
 from sapo_jax.swarm.wire.identity import Identity, IdentityError
+from sapo_jax.swarm.wire.limits import DEFAULT_WIRE_LIMITS
 from sapo_jax.swarm.wire.private_file import PrivateFileError, read_or_create_private, read_private
 
 SWARM_DIRECTORY = "swarm"  # below the work directory
@@ -91,6 +94,7 @@ def plan_joining(
     workdir: Path,
     *,
     join: Sequence[str] = (),
+    advertise: Sequence[str] = (),
     invite_path: Path | None = None,
     swarm_id: str = "",
     insecure_loopback: bool = False,
@@ -102,13 +106,14 @@ def plan_joining(
         workdir: the work directory.
         join: "host:port" of hosts to dial first. With an invite they are other addresses of the host
             that wrote it.
+        advertise: "host:port" that others should dial; only checked here.
         invite_path: the invite file; None: start a swarm, or go on in the one of an earlier start.
         swarm_id: name of a new swarm; empty: a random one.
         insecure_loopback: plain text, on this machine only.
         now: with a time zone.
 
     Raises:
-        JoinError: the flags contradict each other or the earlier start.
+        JoinError: the flags contradict each other or the earlier start, or nobody could dial `advertise`.
         AddressError, InviteError, TrustError: one of them cannot be used.
         CertificateError: this host's own certificate cannot be used.
         PrivateFileError: a file of the directory cannot be read or written, or holds something else.
@@ -116,6 +121,7 @@ def plan_joining(
     directory = workdir / SWARM_DIRECTORY
     for address in join:
         split_address(address)
+    _check_advertised(advertise)
     if insecure_loopback and invite_path is not None:
         raise JoinError("--insecure_loopback and --invite: plain text needs no invite; give one of them")
     invite = None if invite_path is None else Invite.load(invite_path, now)
@@ -144,6 +150,20 @@ def plan_joining(
     else:
         peers += [GivenPeer(addresses=(address,)) for address in join]
     return Joining(directory=directory, swarm_id=known, trust=trust, peers=tuple(peers))
+
+
+def _check_advertised(addresses: Sequence[str]) -> None:
+    """Raises JoinError for what a peer record cannot hold."""
+    limits = DEFAULT_WIRE_LIMITS
+    if len(addresses) > limits.max_addresses:
+        raise JoinError(
+            f"--advertise={','.join(addresses)}: {len(addresses)} addresses, at most {limits.max_addresses}"
+        )
+    for address in addresses:
+        try:
+            check_address(address, limits.max_address_bytes, f"--advertise={address}")
+        except WireError as error:
+            raise JoinError(str(error)) from error
 
 
 def _load_or_create_swarm_id(path: Path, new: str) -> str:

@@ -17,8 +17,9 @@ from sapo_jax.swarm.mesh.membership import OpenRecord
 from sapo_jax.swarm.mesh.peers import Peer, PeerBook
 from sapo_jax.swarm.mesh.presence import Presence
 from sapo_jax.swarm.mesh.scores import Scores
-from sapo_jax.swarm.wire.errors import STATUS_CODE, WireError
+from sapo_jax.swarm.wire.errors import STATUS_CODE, WireError, WireReason
 from sapo_jax.swarm.wire.requests import NodeInfo, PeerExchange
+from sapo_jax.swarm.wire.signed_content import OpenedPeerRecord
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ _T = TypeVar("_T")
 
 Connect = Callable[[str, bytes | None], PeerClient]
 """Opens a connection to an address, pinned to a certificate (DER); raises ValueError if that is not allowed."""
+
+
+class _UnfitError(Exception):
+    """A host that answers and is no peer of ours; the text says why."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,7 +64,7 @@ class Links:
 
         Args:
             book: says what became of peers.
-            presence: looks at every record that carries our own id.
+            presence: looks at every record that carries our own id; its record shows whether we use TLS.
             scores: of peers.
             connect: opens connections.
             swarm_id: ours; a peer of another swarm is left alone.
@@ -74,6 +79,8 @@ class Links:
         self._open_record = open_record
         self._clock = clock
         self._links: dict[str, _Link] = {}
+        # All hosts of a swarm use TLS or none does; without it nothing proves which of them answers.
+        self._uses_tls = bool(open_record(presence.record()).record.certificate)
 
     def ready(self) -> list[Peer]:
         """Returns the connected peers that may be called now, in random order."""
@@ -92,21 +99,16 @@ class Links:
     async def dial(self, peer: Peer) -> Peer | None:
         """Connects to a peer and asks who it is; returns the peer that is active now, None if there is none new."""
         address = peer.addresses[peer.failures % len(peer.addresses)]
+        certificate = peer.certificate  # a record that comes in while we wait may change that of the peer
         try:
-            client = self._connect(address, peer.certificate)
+            client = self._connect(address, certificate)
         except ValueError as error:  # the address or the certificate cannot be used
             self._book.failed(peer, str(error))
             return None
         active = None
         try:
             info = await client.get_node_info()
-            if info.swarm_id != self._swarm_id:
-                self._book.failed(peer, "belongs to another swarm")
-                return None
-            if info.peer_record is None:
-                self._book.failed(peer, "shows no record of itself")
-                return None
-            opened = self._open_record(info.peer_record)
+            opened = self._shown_record(info, certificate)
             if self._presence.notice(opened, is_live=True):
                 await client.exchange_peers(PeerExchange(peer_records=(self._presence.record(),)))  # it shall know too
                 self._book.failed(peer, "uses the identity of this node")
@@ -116,7 +118,7 @@ class Links:
                 await self._hang_up(active.node_id)
                 self._links[active.node_id] = _Link(client=client, info=info)
             return active
-        except CallError as error:
+        except (CallError, _UnfitError) as error:
             self._book.failed(peer, str(error))
         except WireError as error:
             self._book.failed(peer, f"answers nonsense: {error}")
@@ -161,12 +163,33 @@ class Links:
         for node_id in list(self._links):
             await self._hang_up(node_id)
 
+    def _shown_record(self, info: NodeInfo, certificate: bytes | None) -> OpenedPeerRecord:
+        """Returns the record of the host that answered a dial pinned to `certificate`.
+
+        Raises:
+            _UnfitError: it is of another swarm, or shows no record or that of another host.
+            WireError: the record does not hold.
+        """
+        if info.swarm_id != self._swarm_id:
+            raise _UnfitError("belongs to another swarm")
+        if info.peer_record is None:
+            raise _UnfitError("shows no record of itself")
+        opened = self._open_record(info.peer_record)
+        # Records are public and anybody can show them; only its own one names the certificate a host proved to have.
+        if self._uses_tls and opened.record.certificate != certificate:
+            raise _UnfitError("shows the record of another host")
+        return opened
+
     async def _failed(self, peer: Peer, link: _Link, error: CallError) -> None:
+        if self._links.get(peer.node_id) is not link:
+            return  # hung up meanwhile; a new link has nothing to do with it
         code = None if error.reason is None else STATUS_CODE[error.reason]
         if code == "RESOURCE_EXHAUSTED":
             self.pause(peer, error.retry_after_s)
         elif code in (None, "UNAVAILABLE", "DEADLINE_EXCEEDED"):
             await self._strike(peer, link, str(error))
+        elif error.reason is WireReason.BANNED:
+            self.pause(peer, MAX_PAUSE_S)  # it still lets us read, so dialing would succeed, again and again
         elif code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
             self._book.failed(peer, str(error))
             await self._hang_up(peer.node_id)
@@ -175,6 +198,8 @@ class Links:
             logger.debug("peer %s refused a call: %s", peer.name, error)
 
     async def _strike(self, peer: Peer, link: _Link, trouble: str) -> None:
+        if self._links.get(peer.node_id) is not link:
+            return  # as above
         link.strikes += 1
         if link.strikes >= STRIKES:
             self._book.failed(peer, trouble)

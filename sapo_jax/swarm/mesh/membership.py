@@ -3,6 +3,11 @@
 Both sides of ExchangePeers are here. A caller's own record is the first one it sends. Records of
 callers are remembered apart from the peer book, because a host that only dials out is in nobody's
 book and its identity can be copied all the same.
+
+Nothing proves that the first record is the caller's: anybody can send what it once got. But a host
+sends a new one each time, and those of its earlier sessions have lower sequences than all of the
+latest one. So a record counts only if its sequence is higher than that of the last one of its session,
+or, of another session, than that of the first one seen of the latest session.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ OpenRecord = Callable[[SignedPeerRecord], OpenedPeerRecord]
 @dataclass(frozen=True, slots=True)
 class _Caller:
     latest: OpenedPeerRecord
+    first_sequence: int  # of the first record seen of the latest session
     seen_s: float
     replaced: bytes  # session nonce before the latest, empty if there was none
 
@@ -110,14 +116,24 @@ class Membership:
 
     def _remember(self, caller: OpenedPeerRecord) -> None:
         """Keeps the newest record of a caller; a session that comes back after another one is a copied key."""
-        known = self._callers.pop(caller.node_id, None)
-        replaced = b""
+        known = self._callers.get(caller.node_id)
+        nonce, sequence = caller.record.session_nonce, caller.record.sequence
+        first_sequence, replaced = sequence, b""
         if known is not None:
-            nonce, latest = caller.record.session_nonce, known.latest
-            replaced = known.replaced if nonce == latest.record.session_nonce else latest.record.session_nonce
-            if nonce == known.replaced and caller.node_id not in self.copied and len(self.copied) < MAX_CALLERS:
-                self.copied.add(caller.node_id)
-                logger.warning("two processes use the identity of node %s", caller.node_id)
-        self._callers[caller.node_id] = _Caller(caller, self._clock(), replaced)
+            latest = known.latest.record
+            is_same = nonce == latest.session_nonce
+            if sequence <= (latest.sequence if is_same else known.first_sequence):
+                return  # perhaps an old record that somebody else sends
+            first_sequence = known.first_sequence if is_same else sequence
+            replaced = known.replaced if is_same else latest.session_nonce
+            if nonce == known.replaced:
+                self._warn_of_copy(caller.node_id)
+        self._callers[caller.node_id] = _Caller(caller, first_sequence, self._clock(), replaced)
+        self._callers.move_to_end(caller.node_id)
         if len(self._callers) > MAX_CALLERS:
             self._callers.popitem(last=False)
+
+    def _warn_of_copy(self, node_id: str) -> None:
+        if node_id not in self.copied and len(self.copied) < MAX_CALLERS:
+            self.copied.add(node_id)
+            logger.warning("two processes use the identity of node %s", node_id)

@@ -84,6 +84,7 @@ class Mesh:
             for task in list(self._welcomes):
                 task.cancel()
             await asyncio.gather(*self._welcomes, return_exceptions=True)
+            await self._pusher.stop()
 
     def nudge_push(self) -> None:
         """Makes the next push happen now; call it on the loop."""

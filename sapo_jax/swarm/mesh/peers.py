@@ -106,15 +106,17 @@ class PeerBook:
 
         Args:
             opened: the record.
-            from_itself: the peer seems to have sent it itself, so it is worth another try now.
+            from_itself: the peer seems to have sent it itself, so it is worth another try now, if it is news:
+                an old record can be sent again by anybody.
         """
         if opened.node_id == self._own_id or self._scores.is_banned(opened.node_id):
             return False
         peer = self.find(opened.node_id)
         if peer is not None:
-            if from_itself:
+            is_news = self._update(peer, opened)
+            if from_itself and is_news:
                 peer.next_dial_s = min(peer.next_dial_s, self._clock())
-            return self._update(peer, opened)
+            return is_news
         if not opened.record.reachable or not opened.record.addresses:
             return False  # it will call us; there is nothing to dial
         if not self._make_room(address_prefix(opened.record.addresses[0])):
@@ -137,8 +139,12 @@ class PeerBook:
         victims = [peer for peer in crowd if not peer.is_active and not peer.has_answered]
         if not victims or self._rng.random() < 0.5:
             return False
-        self._peers.remove(victims[int(self._rng.integers(len(victims)))])
+        self._forget(victims[int(self._rng.integers(len(victims)))])
         return True
+
+    def _forget(self, peer: Peer) -> None:
+        """Drops an entry; one that is gone already is no error, because dials take time."""
+        self._peers = [known for known in self._peers if known is not peer]
 
     def _update(self, peer: Peer, opened: OpenedPeerRecord) -> bool:
         """Takes over a record if it is newer than the one known; returns whether it is."""
@@ -177,22 +183,24 @@ class PeerBook:
     def answered(self, peer: Peer, opened: OpenedPeerRecord) -> Peer | None:
         """Notes that a dialed peer answered with this record of its own; returns the active peer.
 
-        None means that the peer is this host itself, is active under another address already, or is
-        banned; its entry is then folded into the other one or dropped.
+        None means that the peer is this host itself, is active under another address already, is
+        banned, or had to make room during the dial; its entry is then folded into the other one or dropped.
         """
         node_id = opened.node_id
         if node_id == self._own_id:
-            self._peers.remove(peer)
+            self._forget(peer)
             return None
         other = self.find(node_id)
         if other is not None and other is not peer:
             other.is_given = other.is_given or peer.is_given
             other.addresses = tuple(dict.fromkeys((*peer.addresses, *other.addresses)))
             other.certificate = peer.certificate or other.certificate
-            self._peers.remove(peer)
+            self._forget(peer)
             if other.is_active:
                 return None
             peer = other
+        elif not any(known is peer for known in self._peers):
+            return None
         peer.node_id = node_id
         self._update(peer, opened)
         if self._scores.is_banned(node_id):
@@ -213,8 +221,8 @@ class PeerBook:
         peer.trouble = trouble
         longest = MAX_BACKOFF_OF_FRIENDS_S if peer.has_answered else MAX_BACKOFF_S
         peer.next_dial_s = self._clock() + backoff_s(peer.failures, longest, self._rng)
-        if peer.failures >= FORGOTTEN_FAILURES and not (peer.is_given or peer.has_answered) and peer in self._peers:
-            self._peers.remove(peer)
+        if peer.failures >= FORGOTTEN_FAILURES and not (peer.is_given or peer.has_answered):
+            self._forget(peer)
 
     def replace_one(self) -> Peer | None:
         """Lets go of one random learned peer if another could take its place; returns who was let go.

@@ -113,13 +113,26 @@ class GroupStore:
         """Takes in groups in one transaction; returns one result per group, in order.
 
         A group that is held, or was held within one lifetime and a grace, is a duplicate. Rejected are
-        groups past their lifetime, and those larger than one publisher's whole share.
+        groups at the end of their lifetime or past it, and those larger than one publisher's whole share.
 
         Raises:
             StoreFullError: no room on the disk; none of `groups` was stored, all that was there still is.
         """
         with self._writing(adds=True) as now_s:
             return [self._groups.take_in(group, now_s=now_s) for group in groups]
+
+    def note_ages(self, ages: Iterable[tuple[bytes, float]]) -> None:
+        """Takes over what copies of held groups claim as their ages (id, seconds), where that is younger.
+
+        `put` does it as well; this is for duplicates that were recognized before anything in them was read.
+        """
+        ages = list(ages)
+        with self._reading() as now_s:
+            if not any(self._groups.is_younger(group_id, age_s, now_s) for group_id, age_s in ages):
+                return  # as nearly always, and then nothing is written
+        with contextlib.suppress(StoreFullError), self._writing() as now_s:
+            for group_id, age_s in ages:
+                self._groups.note_age(group_id, age_s, now_s=now_s)
 
     def publish(self, key: OutboxKey, make: Callable[[int], OpenedGroup]) -> PublishedGroup:
         """Puts an own group into pool and outbox in one transaction, unless `key` was published before.
@@ -208,7 +221,8 @@ class GroupStore:
         with self._reading() as now_s:
             start = 0 if cursor is None else self._checked(cursor, now_s)
             following = self._groups.index.following(start, now_s)
-            passing = (entry for entry in following if datasets is None or entry.dataset in datasets)
+            wanted = None if datasets is None else frozenset(datasets)
+            passing = (entry for entry in following if wanted is None or entry.dataset in wanted)
             page = list(itertools.islice(passing, limit))
             end = page[-1].seq if len(page) == limit and page else self.last_seq
             return GroupRefPage(
@@ -225,7 +239,7 @@ class GroupStore:
             )
 
     def outbox_pending(self, limit: int, *, peer_id: str | None = None) -> list[OfferedGroup]:
-        """Returns own groups that still need holders, oldest first, without those `peer_id` acknowledged."""
+        """Returns own groups that still need holders, oldest first, without those that `peer_id` holds or refused."""
         with self._reading() as now_s:
             return self._outbox.pending(limit, peer_id, now_s)
 
@@ -234,6 +248,12 @@ class GroupStore:
         with self._writing():
             for group_id in group_ids:
                 self._outbox.acknowledge(group_id, peer_id)
+
+    def note_refusals(self, group_ids: Iterable[bytes], peer_id: str) -> None:
+        """Notes that a peer never wants these own groups; they are not offered to it again while this store is open."""
+        with self._reading():
+            for group_id in group_ids:
+                self._outbox.note_refusal(group_id, peer_id)
 
     # What the host itself does with them.
 

@@ -20,6 +20,10 @@ from sapo_jax.swarm.wire.signed_content import OpenedGroup, SignedGroup
 
 _HEAD = "seq, group_id, publisher, dataset, size_bytes, hops, born_s, expires_s, body_check"
 _FORGOTTEN_IDS = 512  # per transaction, so that none takes long
+# What has less life left, or less than a tenth of its lifetime, would leave before it is verified.
+_LEAST_LIFE_S = 60.0
+# Time on the way is not counted in ages, so that those of copies differ by moments: not worth a write.
+_AGE_STEP_S = 1.0
 
 
 class GroupRows:
@@ -69,12 +73,16 @@ class GroupRows:
             self._quarantine(seq)
 
     def take_in(self, group: OpenedGroup, *, now_s: float) -> PublishResult:
-        """Stores one group unless it is known or not acceptable, and evicts what has to leave for it."""
+        """Stores one group unless it is known or not acceptable, and evicts what has to leave for it.
+
+        What is refused is not remembered: by its age, which is not signed, anybody could have it refused for good.
+        """
         reason = None
         ttl_s = min(group.ttl_s, self._limits.max_ttl_s)
         if self.is_known(group.group_id, now_s):
+            self.note_age(group.group_id, group.age_s, now_s=now_s)
             outcome = PublishOutcome.DUPLICATE
-        elif group.age_s >= ttl_s:
+        elif ttl_s - group.age_s < min(_LEAST_LIFE_S, ttl_s / 10):
             outcome, reason = PublishOutcome.REJECTED, WireReason.EXPIRED
         elif group.size_bytes > self._limits.publisher_max_bytes:
             outcome, reason = PublishOutcome.REJECTED, WireReason.TOO_LARGE
@@ -83,6 +91,27 @@ class GroupRows:
             self._insert(group, born_s=float(now_s - group.age_s), ttl_s=float(ttl_s), now_s=now_s)
         self.counts[outcome] += 1
         return PublishResult(group_id=group.group_id, outcome=outcome, reason=reason)
+
+    def is_younger(self, group_id: bytes, age_s: float, now_s: float) -> bool:
+        """Returns whether a copy of a group that is held claims to be clearly younger than the group does here."""
+        entry = self.index.get(group_id)
+        return entry is not None and _later_birth_s(entry, age_s, now_s) - entry.born_s >= _AGE_STEP_S
+
+    def note_age(self, group_id: bytes, age_s: float, *, now_s: float) -> None:
+        """Takes over the age of a copy that claims to be younger; a group that is not held is ignored."""
+        entry = self.index.get(group_id)
+        if entry is None or not self.is_younger(group_id, age_s, now_s):
+            return
+        # Ages are not signed. Whoever makes a group older takes it from all, whoever makes it younger
+        # delays its end by the time it was under way at most: so the youngest claim wins.
+        self.index.make_younger(entry, _later_birth_s(entry, age_s, now_s))
+        row = self._database.execute("SELECT body_check FROM groups WHERE seq = ?", (entry.seq,)).fetchone()
+        if row is not None:
+            head = _head_of(entry, row[0])
+            self._database.execute(
+                "UPDATE groups SET born_s = ?, expires_s = ?, head_check = ? WHERE seq = ?",
+                (entry.born_s, entry.expires_s, head_check(*head), entry.seq),
+            )
 
     def is_known(self, group_id: bytes, now_s: float) -> bool:
         """Returns whether the group is held, or its id remembered."""
@@ -167,10 +196,10 @@ class GroupRows:
             hops=group.hops,
             born_s=born_s,
             expires_s=born_s + ttl_s,
+            arrived_s=float(now_s),
         )
         body = (group.envelope.payload, group.envelope.public_key, group.envelope.signature)
-        head = (entry.seq, entry.group_id, entry.publisher, entry.dataset, entry.size_bytes, entry.hops)
-        head += (entry.born_s, entry.expires_s, body_check(*body))
+        head = _head_of(entry, body_check(*body))
         self._database.execute(
             f"INSERT INTO groups ({_HEAD}, head_check, state, payload, public_key, signature)"
             f" VALUES ({', '.join('?' * (len(head) + 2 + len(body)))})",
@@ -199,3 +228,16 @@ class GroupRows:
         self.damaged += 1
         with contextlib.suppress(*DATABASE_ERRORS):
             self._database.execute("DELETE FROM groups WHERE seq = ?", (seq,))
+
+
+def _later_birth_s(entry: Entry, age_s: float, now_s: float) -> float:
+    """Returns when a group was born by what a copy claims, but never after it came here; nonsense changes nothing."""
+    if not age_s >= 0:
+        return entry.born_s
+    return max(entry.born_s, min(float(now_s - age_s), entry.arrived_s))
+
+
+def _head_of(entry: Entry, body_checksum: object) -> tuple[object, ...]:
+    """Returns the columns of `_HEAD`."""
+    place = (entry.seq, entry.group_id, entry.publisher, entry.dataset, entry.size_bytes, entry.hops)
+    return (*place, entry.born_s, entry.expires_s, body_checksum)

@@ -46,12 +46,13 @@ class PublishedGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OfferedGroup:
-    """An own group that still has to reach peers; `copies` of them hold it already."""
+    """An own group that still has to reach peers; `copies` of them hold it already, others have refused it."""
 
     group_id: bytes
     publisher: str
     size_bytes: int
     copies: int
+    refused_by: frozenset[str]
     signed: SignedGroup
 
 
@@ -64,6 +65,8 @@ class _Offer:
     born_s: float
     expires_s: float
     holders: set[str] = field(default_factory=set[str])
+    # In memory alone: after a restart, which may be an upgrade, the peer is asked once more.
+    refusers: set[str] = field(default_factory=set[str])
 
 
 class Outbox:
@@ -149,12 +152,12 @@ class Outbox:
             self.given_up += 1
 
     def pending(self, limit: int, peer_id: str | None, now_s: float) -> list[OfferedGroup]:
-        """Returns what is on offer, oldest first, without what `peer_id` acknowledged."""
+        """Returns what is on offer, oldest first, without what `peer_id` holds or refused."""
         found: list[OfferedGroup] = []
         for offer in list(self._offers.values()):
             if len(found) >= limit:
                 break
-            if offer.expires_s <= now_s or peer_id in offer.holders:
+            if offer.expires_s <= now_s or peer_id in offer.holders or peer_id in offer.refusers:
                 continue
             envelope = envelope_of("outbox", offer.seq, self._database)
             if envelope is None:
@@ -167,6 +170,7 @@ class Outbox:
                     publisher=offer.publisher,
                     size_bytes=offer.size_bytes,
                     copies=len(offer.holders),
+                    refused_by=frozenset(offer.refusers),
                     signed=SignedGroup(envelope=envelope, age_s=max(0.0, now_s - offer.born_s)),
                 )
             )
@@ -182,6 +186,12 @@ class Outbox:
             self._withdraw(offer)
         else:
             self._database.execute("INSERT OR IGNORE INTO acknowledgements VALUES (?, ?)", (group_id, peer_id))
+
+    def note_refusal(self, group_id: bytes, peer_id: str) -> None:
+        """Notes that a peer never wants a group, which says nothing about others."""
+        offer = self._offers.get(group_id)
+        if offer is not None:
+            offer.refusers.add(peer_id)
 
     def sweep(self, now_s: float) -> None:
         """Withdraws what has expired and forgets the keys that are old enough."""

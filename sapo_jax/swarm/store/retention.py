@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import enum
 import heapq
+import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -93,6 +94,7 @@ class Entry:
         born_s: when its publisher made it, as far as its carried age tells; in store seconds.
         expires_s: when it expires, in store seconds.
         hops: how often it was handed on before it came here.
+        arrived_s: when it came here, in store seconds; before all time if that is not known any more.
     """
 
     seq: int
@@ -104,6 +106,7 @@ class Entry:
     expires_s: float
     hops: int
     state: GroupState = GroupState.UNVERIFIED
+    arrived_s: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -156,10 +159,19 @@ class Retention:
         evicted: list[Eviction] = []
         while self._by_expiry and self._by_expiry[0][0] <= now_s:
             entry = self._by_seq.get(heapq.heappop(self._by_expiry)[1])
-            if entry is not None:
-                self.remove(entry)
-                evicted.append((entry, EvictionReason.EXPIRED))
+            if entry is None:
+                continue
+            if entry.expires_s > now_s:  # it turned out to be younger since its place was noted
+                heapq.heappush(self._by_expiry, (entry.expires_s, entry.seq))
+                continue
+            self.remove(entry)
+            evicted.append((entry, EvictionReason.EXPIRED))
         return evicted
+
+    def make_younger(self, entry: Entry, born_s: float) -> None:
+        """Moves birth and expiry of an entry to later; `expire` then finds its place in the order of expiry again."""
+        entry.expires_s += born_s - entry.born_s
+        entry.born_s = born_s
 
     def admit(self, entry: Entry) -> list[Eviction]:
         """Adds a newly arrived group and returns what had to leave for it.
@@ -209,7 +221,10 @@ class Retention:
 
         A publisher takes part as long as it has a group that passes the filters and was not drawn yet.
         """
-        names = [name for name in self._shelves if name not in excluded_publishers]
+        # Both come from a request, where they are as long as it likes.
+        excluded = frozenset(excluded_publishers)
+        wanted = None if datasets is None else frozenset(datasets)
+        names = [name for name in self._shelves if name not in excluded]
         eligible: dict[str, list[Entry]] = {}
         while count > 0 and names:
             i = int(rng.integers(len(names)))
@@ -220,7 +235,7 @@ class Retention:
                     entry
                     for entry in shelf.entries.values()
                     if entry.expires_s > now_s
-                    and (datasets is None or entry.dataset in datasets)
+                    and (wanted is None or entry.dataset in wanted)
                     and (max_age_s is None or now_s - entry.born_s <= max_age_s)
                 ]
             if not entries:

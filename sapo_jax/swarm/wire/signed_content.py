@@ -73,8 +73,8 @@ class OpenedGroup:
         created_unix_s: the publisher's clock when it signed; advisory, any value.
         verifier_version: the publisher's version of the task library; advisory.
         generator: advisory.
-        claimed_scores: per completion what the publisher says it scored, or None. Never used for
-            learning; a claim that our own verifier contradicts costs the peer.
+        claimed_scores: per completion what the publisher says it scored, or None; advisory. Nothing here
+            uses it: what counts is what our own verifier finds.
     """
 
     group_id: bytes

@@ -24,10 +24,13 @@ def figures(tmp_path_factory):
 @pytest.mark.slow
 def test_overload_of_a_real_relay_gives_every_figure(figures):
     assert list(figures) == [
-        "overload: offered beside accepted",
+        "overload: offered beside answered",
         "overload: memory beside its cap",
+        "as many of the largest requests as there are places: memory beside its cap",
+        "after overload: memory",
         "overload: refusals that are not RESOURCE_EXHAUSTED with a hint",
         "overload: p99 of admitted calls",
+        "after overload: a group is taken again after",
         "after overload: p99 of a call",
         "after overload: failures of the relay",
     ]

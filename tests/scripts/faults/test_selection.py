@@ -16,9 +16,9 @@ def _setting(tmp_path, scale=0.005):
 def test_all_figures_come_back_and_are_met(tmp_path):
     figures = selection.measure(_setting(tmp_path))
     assert [figure.name for figure in figures] == [
-        "rule publisher_uniform: p-value of uniformity over publishers",
-        "rule publisher_uniform: share of the greedy publisher among the drawn",
-        "rule zero_adv_uniform: share of the greedy publisher among the drawn",
+        "rule publisher_uniform, opt-in: p-value of uniformity over publishers",
+        "rule publisher_uniform, opt-in: share of the greedy publisher among the drawn",
+        "rule zero_adv_uniform, the default: share of the greedy publisher among the drawn",
         "flood, closed: its share of the store's room",
         "flood, closed: groups of others refused",
         "flood, closed: groups of others pushed out",

@@ -18,7 +18,7 @@ from scripts.faults.figures import Setting
 from scripts.faults.light_publisher import rollouts
 from scripts.faults.process_samples import Sample, descendants, drift, look, quantile, write_samples
 
-LENGTH_S, WINDOW_S = 1200.0, 240.0
+LENGTH_S, WINDOW_S = float(soak.LENGTH_S), soak.WINDOW_S
 
 # Holds memory, a file, a thread and a child until its input ends, once it was told to.
 HOARDER = """
@@ -108,7 +108,7 @@ def test_what_grows_in_the_first_half_only_is_no_leak():
     [
         ({"rss_mib": lambda minute: 500 + 2 * minute}, "host: growth of resident memory"),
         ({"descriptors": lambda minute: 30 + int(minute / 4)}, "host: rise of open descriptors"),
-        ({"children": lambda minute: 3 + (minute > 15)}, "host: rise of child processes"),
+        ({"children": lambda minute: 3 + (minute > 18)}, "host: rise of child processes"),
     ],
 )
 def test_a_leak_misses_its_target(leak, named):

@@ -206,6 +206,28 @@ def test_a_store_that_cannot_be_used_makes_calls_unavailable_without_naming_its_
         assert str(tmp_path) not in str(error)
 
 
+def test_t18_a_full_disk_is_logged_once_until_a_group_is_stored_again(tmp_path, caplog):
+    host = Host(path=tmp_path / "store.sqlite")
+    groups = numbered(9)
+    for free_bytes in (0, 2**40, 0):
+        host.free_bytes = free_bytes
+        for _ in range(3):
+            publish(host, groups.pop())
+            host.ready().sample(SampleRequest(count=1))  # succeeds, and says nothing about storing
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+    assert all("storing groups fails" in record.message for record in caplog.records)
+
+
+def test_t18_a_broken_store_is_logged_once_a_use_however_many_call(tmp_path, caplog):
+    host = Host(path=tmp_path / "store.sqlite")
+    host.ready()
+    host.store.close()
+    for _ in range(5):
+        refused(host.service.sample, SampleRequest(count=1))
+        refused(host.service.get_groups, GetRequest(group_ids=(bytes(32),)))
+    assert [record.message.partition(" fails")[0] for record in caplog.records] == ["sampling groups", "reading groups"]
+
+
 def test_before_it_is_ready_a_host_answers_nothing():
     host = Host()
     for call in (

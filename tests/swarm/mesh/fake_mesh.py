@@ -98,6 +98,7 @@ class FakeHost:
         listens: bool = True,
         identity: Identity | None = None,
         nonce: bytes = b"",
+        certificate: bytes = b"",
         quotas: QuotaLimits = CLOSED_QUOTAS,
         fetch: FetchLimits | None = None,
         push: PushLimits | None = None,
@@ -111,6 +112,7 @@ class FakeHost:
         self.world = world
         self.name = name
         self.identity = identity or Identity.generate()
+        self.certificate = certificate  # empty: plain text
         rng = np.random.default_rng(seed)
 
         def wall() -> float:
@@ -121,7 +123,7 @@ class FakeHost:
             self.identity,
             swarm_id=SWARM,
             addresses=(address_of(name),) if listens else (),
-            certificate=b"",
+            certificate=certificate,
             session_nonce=nonce or rng.bytes(16),
             software_version="test",
             catalog_digests=(),
@@ -212,7 +214,7 @@ class FakeHost:
         return {group.group_id for group in self.store.after(0, 10_000)}
 
     def _connect(self, address: str, certificate: bytes | None) -> FakeClient:
-        return FakeClient(self.world, address)
+        return FakeClient(self.world, address, certificate if self.certificate else None)
 
     def _open_record(self, signed):
         return open_peer_record(signed, swarm_id=SWARM)
@@ -221,9 +223,10 @@ class FakeHost:
 class FakeClient:
     """Calls a host's service directly, if nothing is in the way."""
 
-    def __init__(self, world: World, address: str) -> None:
+    def __init__(self, world: World, address: str, certificate: bytes | None = None) -> None:
         self._world = world
         self._address = address
+        self._certificate = certificate  # what the host must have; None: plain text
 
     async def publish_groups(self, request) -> PublishResponse:
         fault = self._world.faults.get(self._address)
@@ -269,6 +272,8 @@ class FakeClient:
         host = world.hosts.get(address)
         if host is None or fault is Fault.DROP:
             raise CallError(f"{name}: UNAVAILABLE: connection refused")
+        if self._certificate not in (None, host.certificate):
+            raise CallError(f"{name}: UNAVAILABLE: the handshake failed")
         if fault is Fault.REFUSE:
             raise CallError(f"{name}: RESOURCE_EXHAUSTED", reason=WireReason.CONCURRENCY, retry_after_s=7.0)
         if fault is Fault.NONSENSE:
@@ -281,6 +286,8 @@ class FakeClient:
                 response = answer(host)
         except ServiceError as error:
             raise CallError(str(error), reason=error.reason, retry_after_s=error.retry_after_s) from error
+        except WireError as error:  # the host's refusal of our request
+            raise CallError(str(error), reason=error.reason) from error
         if fault is Fault.LOSE_ANSWER:
             raise CallError(f"{name}: DEADLINE_EXCEEDED", reason=WireReason.TIMEOUT)
         return response

@@ -99,6 +99,20 @@ def test_contradictions_are_named(tmp_path):
         plan(tmp_path / "b", invite_path=tmp_path / "none")
 
 
+@pytest.mark.parametrize("address", ["nowhere", "10.0.0.1:0", "10.0.0.1:x", "::1:5", "a" * 262 + ":5", "a\x1b:5"])
+def test_an_address_that_nobody_could_dial_is_named_before_any_file_is_made(tmp_path, address):
+    with pytest.raises(JoinError) as caught:
+        plan(tmp_path, advertise=["10.0.0.1:5", address])
+    assert str(caught.value).startswith(f"--advertise={address}: ") and not list(tmp_path.iterdir())
+
+
+def test_more_addresses_than_a_peer_record_holds_are_refused(tmp_path):
+    addresses = [f"[::1]:{port}" for port in range(1, 10)]
+    with pytest.raises(JoinError, match=r"--advertise=\[::1\]:1,.*:9: 9 addresses, at most 8"):
+        plan(tmp_path, advertise=addresses)
+    assert plan(tmp_path, advertise=addresses[:8]).peers == ()
+
+
 def test_another_swarm_is_refused_and_nothing_is_lost(tmp_path):
     ours = plan(tmp_path / "a", swarm_id="ours")
     invite = plan(tmp_path / "b", swarm_id="theirs").write_invite(["10.0.0.1:5"])

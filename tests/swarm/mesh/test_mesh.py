@@ -5,13 +5,21 @@ import logging
 
 import pytest
 
+from sapo_jax.swarm.calls.peer_client import CallError
 from sapo_jax.swarm.calls.quota import QuotaLimits
 from sapo_jax.swarm.mesh.fetch import FetchLimits
-from sapo_jax.swarm.mesh.links import STRIKES
+from sapo_jax.swarm.mesh.links import MAX_PAUSE_S, STRIKES
 from sapo_jax.swarm.mesh.mesh import MeshTimes
 from sapo_jax.swarm.mesh.push import PushLimits
 from sapo_jax.swarm.wire.identity import Identity
-from sapo_jax.swarm.wire.requests import GetResponse, GroupRef, GroupRefPage, SampleRequest, SampleResponse
+from sapo_jax.swarm.wire.requests import (
+    GetResponse,
+    GroupRef,
+    GroupRefPage,
+    PeerExchange,
+    SampleRequest,
+    SampleResponse,
+)
 from tests.swarm.mesh.fake_mesh import Fault, World, address_of
 
 
@@ -439,6 +447,76 @@ def test_one_call_without_answer_is_forgiven(world):
     run(scenario())
 
 
+def test_a_call_that_fails_after_its_connection_was_replaced_leaves_the_new_one_alone(world):
+    async def scenario():
+        a = world.host("a", "b")
+        world.host("b")
+        await a.dial()
+        (peer,) = a.links.ready()
+        dead = asyncio.Event()
+
+        async def wait_long(client):
+            await dead.wait()
+            raise CallError("get: DEADLINE_EXCEEDED")
+
+        slow = [asyncio.create_task(a.links.call(peer, wait_long)) for _ in range(STRIKES)]
+        await asyncio.sleep(0)
+        world.faults[address_of("b")] = Fault.DROP
+        for _ in range(STRIKES):
+            await a.fetcher.pull_once()
+        assert a.links.ready() == []
+        del world.faults[address_of("b")]
+        world.time.now_s += 60.0
+        await a.dial()
+        dead.set()
+        assert await asyncio.gather(*slow) == [None] * STRIKES
+        assert a.links.ready() == [peer] and peer.failures == 0
+        assert world.calls[f"{address_of('b')} close"] == 1
+
+    run(scenario())
+
+
+def test_calls_that_fail_together_count_as_one_failure(world):
+    async def scenario():
+        a = world.host("a", "b")
+        world.host("b")
+        await a.dial()
+        (peer,) = a.links.ready()
+        begun = asyncio.Event()
+
+        async def fail(client):
+            await begun.wait()
+            raise CallError("get: UNAVAILABLE")
+
+        calls = [asyncio.create_task(a.links.call(peer, fail)) for _ in range(4 * STRIKES)]
+        await asyncio.sleep(0)
+        begun.set()
+        await asyncio.gather(*calls)
+        assert a.links.ready() == [] and peer.failures == 1
+
+    run(scenario())
+
+
+def test_a_host_that_is_banned_pauses_and_does_not_dial_again_and_again(world):
+    async def scenario():
+        a, b = world.host("a", "b"), world.host("b")
+        (group_id,) = b.publish(1)
+        b.scores.ban(a.node_id)
+        await a.dial()
+        (peer,) = a.links.ready()
+        await a.mesh.exchange_once()
+        assert a.links.ready() == [] and peer.failures == 0
+        for _ in range(5):
+            world.time.now_s += (MAX_PAUSE_S - 1.0) / 5
+            await a.dial()
+        assert world.calls[f"{address_of('b')} info"] == 1 and a.links.ready() == []
+        world.time.now_s += 2.0
+        await a.fetcher.pull_once()  # reading stays allowed
+        assert a.held() == {group_id}
+
+    run(scenario())
+
+
 def test_a_host_of_another_swarm_is_left_alone(world, monkeypatch):
     async def scenario():
         a, b = world.host("a", "b"), world.host("b")
@@ -488,6 +566,113 @@ def test_a_welcome_brings_everything_in_both_directions(world):
         while len(a.held()) < 31:
             await asyncio.sleep(0)
         assert set(ids) <= a.held()
+
+    run(scenario())
+
+
+# A forged sender.
+
+
+def test_t13_a_host_that_shows_the_record_of_another_is_refused(world, monkeypatch):
+    async def scenario():
+        a, v, m = (world.host(name, certificate=name.encode()) for name in "avm")
+        monkeypatch.setattr(m.service, "_peer_record", v.presence.record)
+        a.book.add_given([address_of("m")], b"m")
+        await a.dial()
+        assert a.links.ready() == [] and a.book.peers()[0].trouble == "shows the record of another host"
+        a.book.add_given([address_of("v")], b"v")
+        await a.dial()
+        world.time.now_s += 60.0
+        await a.dial()  # m once more, now that v is known
+        (peer,) = a.links.ready()
+        assert (peer.node_id, peer.addresses, peer.certificate) == (v.node_id, (address_of("v"),), b"v")
+        assert world.calls[f"{address_of('m')} info"] == 2 and len(a.book.peers()) == 2
+
+    run(scenario())
+
+
+def test_t13_a_record_of_ours_that_another_host_shows_is_no_copied_key(world, monkeypatch):
+    async def scenario():
+        key = Identity.generate()
+        past = world.host("a", identity=key, certificate=b"a", seed=1)
+        a, m = world.host("a", identity=key, certificate=b"a", seed=2), world.host("m", certificate=b"m")
+        monkeypatch.setattr(m.service, "_peer_record", past.presence.record)
+        a.book.add_given([address_of("m")], b"m")
+        await a.dial()
+        assert not _is_copied(a) and a.book.peers()[0].trouble == "shows the record of another host"
+
+    run(scenario())
+
+
+def test_a_host_with_a_new_certificate_is_found_again(world):
+    async def scenario():
+        a, b = world.host("a", certificate=b"a"), world.host("b", certificate=b"old")
+        a.book.add_given([address_of("b")], b"old")
+        await a.dial()
+        assert a.links.ready()
+        world.time.now_s += 1.0
+        reborn = world.host("b", identity=b.identity, certificate=b"new", seed=1)
+        for _ in range(STRIKES):
+            await a.fetcher.pull_once()
+        assert a.links.ready() == []
+        reborn.book.add_given([address_of("a")], b"a")
+        await reborn.dial()
+        await reborn.mesh.exchange_once()
+        await a.dial()
+        (peer,) = a.links.ready()
+        assert (peer.node_id, peer.certificate) == (b.node_id, b"new")
+
+    run(scenario())
+
+
+def test_in_plain_text_a_certificate_of_earlier_days_does_not_matter(world):
+    async def scenario():
+        a, b = world.host("a"), world.host("b")
+        a.book.add_given([address_of("b")], b"of the time with TLS")
+        await a.dial()
+        assert [peer.node_id for peer in a.links.ready()] == [b.node_id]
+
+    run(scenario())
+
+
+def test_t13_old_records_sent_by_another_are_no_copied_key(world):
+    async def scenario():
+        hub = world.host("hub")
+        key = Identity.generate()
+        recorded = []
+        for session in range(3):
+            v = world.host("v", "hub", identity=key, seed=session)
+            await v.dial()
+            for _ in range(3):
+                world.time.now_s += 30.0
+                await v.mesh.exchange_once()
+                recorded.append(v.presence.record())
+            for record in (*recorded, *reversed(recorded)):
+                hub.membership.answer(PeerExchange(peer_records=(record,)))
+            assert hub.membership.copied == set() and not _is_copied(v)
+            v.presence.refresh()
+            recorded.append(v.presence.record())  # one that the hub does not know
+        (before_s,) = hub.membership.recent_callers(world.time()).values()
+        world.time.now_s += 30.0
+        for record in recorded[:-1]:
+            hub.membership.answer(PeerExchange(peer_records=(record,)))
+        assert hub.membership.recent_callers(world.time()) == {v.node_id: before_s + 30.0}
+
+    run(scenario())
+
+
+def test_t13_an_old_record_sent_by_another_is_no_sign_of_life(world):
+    async def scenario():
+        hub, v = world.host("hub"), world.host("v", "hub")
+        await v.dial()
+        await v.mesh.exchange_once()
+        old = v.presence.record()
+        (peer,) = hub.book.to_dial()
+        hub.book.failed(peer, "gone")
+        hub.membership.answer(PeerExchange(peer_records=(old,)))
+        assert hub.book.to_dial() == []
+        await v.mesh.exchange_once()
+        assert hub.book.to_dial() == [peer]
 
     run(scenario())
 

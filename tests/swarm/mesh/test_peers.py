@@ -143,7 +143,9 @@ def test_a_sign_of_life_ends_the_backoff(book):
     assert book.to_dial() == []
     book.learn(opened("a", "10.0.0.1:1"))  # hearsay
     assert book.to_dial() == []
-    book.learn(opened("a", "10.0.0.1:1"), from_itself=True)
+    book.learn(opened("a", "10.0.0.1:1"), from_itself=True)  # an old record, which anybody may have sent
+    assert book.to_dial() == []
+    book.learn(opened("a", "10.0.0.1:1", sequence=2), from_itself=True)
     assert book.to_dial() == [peer]
 
 
@@ -226,6 +228,24 @@ def test_t15_many_records_push_out_nobody_who_answered(clock, scores):
         book.learn(opened(f"evil{number}", f"11.{number % 200}.{number // 200}.1:1"))
     known = names(book.peers())
     assert len(known) == 10 and [name for name in known if name.startswith("good")] == [f"good{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("node_id", ["a", "me", "b"])
+def test_a_peer_that_made_room_while_it_was_dialed_is_gone(clock, scores, node_id):
+    book = make_book(clock, scores, known=2)
+    book.add_given(["given:1"], None)
+    (given,) = book.to_dial()
+    book.answered(given, opened("b", "10.5.0.1:1"))
+    book.learn(opened("a", "10.0.0.1:1"))
+    (peer,) = book.to_dial()
+    number = 0
+    while book.find("a") is not None:
+        number += 1
+        book.learn(opened(f"n{number}", f"11.{number}.0.1:1"))
+    before = names(book.peers())
+    assert book.answered(peer, opened(node_id, "10.0.0.1:1", sequence=2)) is None
+    book.failed(peer, "gone")
+    assert names(book.peers()) == before and names(book.active()) == ["b"]
 
 
 def test_t15_one_prefix_fills_only_its_part_of_the_book(book):

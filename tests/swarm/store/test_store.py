@@ -352,3 +352,57 @@ def test_many_threads_share_one_store(opened):
         key = make_key(rounds, node_id=f"own{worker}")
         made = store.publish(key, lambda sequence, worker=worker: make_group(f"own{worker}", sequence))
         assert made.sequence == rounds + 1
+
+
+@pytest.mark.parametrize(("ttl_s", "least_s"), [(60.0, 6.0), (300.0, 30.0), (3600.0, 60.0)])
+def test_a_group_with_hardly_any_life_left_is_refused_and_may_come_again(opened, ttl_s, least_s):
+    """Its age is not signed: remembered, it would be refused from its publisher as well."""
+    store = opened()
+    claimed = make_group(ttl_s=ttl_s, age_s=ttl_s - least_s + 0.1)
+    (result,) = store.put([claimed])
+    assert (result.outcome, result.reason) == (REJECTED, WireReason.EXPIRED)
+    assert store.unknown([claimed.group_id]) == [claimed.group_id]
+    assert _outcomes(store.put([make_group(ttl_s=ttl_s, age_s=ttl_s - least_s)])) == [ACCEPTED]
+
+
+@pytest.mark.parametrize("way", ["put", "note_ages"])
+def test_of_a_groups_ages_the_youngest_wins(opened, time, way):
+    """A member that publishes another's group as an old one shortens no life."""
+    store = opened()
+    store.put([make_group(age_s=3500.0)])
+    time.advance(10.0)
+    true = make_group(age_s=12.0)  # made 2 s before it came here
+    store.put([true]) if way == "put" else store.note_ages([(b"?" * 32, 0.0), (true.group_id, 12.0)])
+    assert store.after(0, 1)[0].signed.age_s == 12.0
+    store.put([make_group(age_s=3000.0)])
+    time.advance(3587.0)
+    assert held_ids(store) == [true.group_id]
+    time.advance(1.0)
+    assert held_ids(store) == []
+
+
+@pytest.mark.parametrize("age_s", [0.0, -5.0, float("nan"), float("inf")])
+def test_no_claim_makes_a_group_younger_than_it_is_here(opened, time, age_s):
+    store = opened()
+    group = make_group(age_s=0.0, ttl_s=100.0)
+    store.put([group])
+    for _ in range(4):
+        time.advance(20.0)
+        store.note_ages([(group.group_id, age_s)])
+    assert store.after(0, 1)[0].signed.age_s == 80.0
+    time.advance(20.0)
+    assert held_ids(store) == []
+
+
+def test_a_younger_age_survives_a_restart_and_damages_nothing(tmp_path, time):
+    store = open_store(tmp_path / "store.sqlite", time)
+    store.put([make_group(age_s=3500.0)])
+    time.advance(10.0)
+    store.note_ages([(make_group().group_id, 10.0)])
+    store.close()
+    store = open_store(tmp_path / "store.sqlite", time)
+    assert (store.stats().damaged, store.after(0, 1)[0].signed.age_s) == (0, 10.0)
+    time.advance(30.0)
+    store.note_ages([(make_group().group_id, 0.0)])  # when it came is not known any more
+    assert store.after(0, 1)[0].signed.age_s == 40.0
+    store.close()

@@ -77,6 +77,17 @@ def test_a_group_is_offered_until_two_different_peers_hold_it(store):
     assert len(held_ids(store)) == 3  # the pool keeps it: others may still draw it
 
 
+def test_a_peer_that_refuses_a_group_is_no_holder_and_is_not_asked_again(store):
+    groups = [_publish(store, round)[1][0] for round in range(2)]
+    for peer in ("peer a", "peer b"):
+        store.note_refusals([groups[0].group_id, b"?" * 32], peer)
+        assert ids(store.outbox_pending(10, peer_id=peer)) == ids(groups[1:])
+    offers = store.outbox_pending(10, peer_id="peer c")
+    assert [(offer.copies, offer.refused_by) for offer in offers] == [(0, {"peer a", "peer b"}), (0, set())]
+    store.acknowledge([groups[0].group_id], "peer c")
+    assert [offer.copies for offer in store.outbox_pending(10)] == [1, 0]
+
+
 def test_a_round_replayed_after_its_groups_arrived_makes_nothing_new(store):
     first, _ = _publish(store, 1)
     store.acknowledge([first.group_id], "peer a")

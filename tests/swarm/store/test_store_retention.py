@@ -54,6 +54,38 @@ def test_age_limit_counts_what_passed_before_the_arrival(time, age_s):
     assert _evicted(store) == {"expired": 1}
 
 
+def test_a_younger_copy_moves_the_end_of_a_group_and_it_still_expires(time):
+    """In the order of expiry too: groups around it leave when they always would."""
+    store = open_store(None, time, max_groups=64)
+    old, between = make_group("p", 0, ttl_s=1000, age_s=800), make_group("p", 1, ttl_s=1000, age_s=400)
+    store.put([old, between])
+    time.advance(100)
+    store.put([make_group("p", 0, ttl_s=1000, age_s=100)])  # it was made when it came here
+    time.advance(500)
+    store.expire()
+    assert held_ids(store) == [old.group_id] and _evicted(store) == {"expired": 1}
+    time.advance(399)
+    assert held_ids(store) == [old.group_id]
+    time.advance(1)
+    store.expire()
+    assert held_ids(store) == [] and _evicted(store) == {"expired": 2}
+
+
+def test_draws_look_names_up_in_a_set(time):
+    """A request may exclude hundreds of publishers, and the store may hold thousands."""
+
+    class Listed(tuple):
+        def __contains__(self, name):
+            raise AssertionError("searched from the front, under the store's lock")
+
+    store = open_store(None, time)
+    store.put([make_group(name, 0, dataset=name) for name in "abc"])
+    rng = np.random.default_rng(0)
+    drawn = store.sample(9, rng=rng, excluded_publishers=Listed("a"), datasets=Listed("ab"))
+    assert [item.publisher for item in drawn] == ["b"]
+    assert [ref.dataset for ref in store.refs(None, 9, datasets=Listed("ac")).references] == ["a", "c"]
+
+
 def test_long_lifetimes_are_cut(time):
     store = open_store(None, time, max_ttl_s=100)
     store.put([make_group(ttl_s=86_400)])
@@ -184,6 +216,7 @@ class _Model:
     def __init__(self):
         self.now = 0.0
         self.held = []  # [seq, group, expires, state]
+        self.arrived = {}  # seq -> time, as far as this process knows
         self.seen = {}  # id -> forget time
         self.seq = 0
 
@@ -198,11 +231,17 @@ class _Model:
             del self.seen[group_id]
 
     def put(self, group):
-        if group.group_id in self.seen or any(item[1].group_id == group.group_id for item in self.held):
+        for item in self.held:
+            if item[1].group_id == group.group_id:
+                born = min(self.now - group.age_s, self.arrived.get(item[0], -1e9))
+                item[2] = max(item[2], born + item[1].ttl_s)
+                return PublishOutcome.DUPLICATE
+        if group.group_id in self.seen:
             return PublishOutcome.DUPLICATE
-        if group.age_s >= group.ttl_s or group.size_bytes > self.cap_bytes:
+        if group.ttl_s - group.age_s < min(60.0, group.ttl_s / 10) or group.size_bytes > self.cap_bytes:
             return PublishOutcome.REJECTED
         self.seq += 1
+        self.arrived[self.seq] = self.now
         self.held.append([self.seq, group, self.now - group.age_s + group.ttl_s, GroupState.UNVERIFIED])
         while True:
             own = [item for item in self.held if item[1].publisher == group.publisher]
@@ -232,6 +271,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def reopen(self):
         self.store.close()
         self.store = self._open()
+        self.model.arrived.clear()
         self.model.sweep()
 
     groups = st.builds(
@@ -240,7 +280,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         number=st.integers(0, 30),
         size_bytes=st.sampled_from([100, 400, 900, 1601]),
         ttl_s=st.sampled_from([60.0, 100.0, 3600.0]),
-        age_s=st.sampled_from([0.0, 30.0, 60.0]),
+        age_s=st.sampled_from([0.0, 30.0, 55.0, 60.0]),
     )
 
     @rule(groups=st.lists(groups, max_size=6))

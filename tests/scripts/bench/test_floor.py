@@ -1,9 +1,7 @@
-"""The benchmark counts the arithmetic that the programs contain, and times rounds that learn."""
+"""The floor counts the arithmetic that the programs contain."""
 
 from __future__ import annotations
 
-import json
-import sys
 from functools import partial
 from typing import Any
 
@@ -12,15 +10,12 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from sapo_jax.command import run_command
 from sapo_jax.learner.step import Batch, batch_logprobs
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.decoder import abstract_params
 from sapo_jax.sampling.decode import Prompts, sample
-from scripts import bench_round
-
-# ml_collections 1.1 loads config files through a deprecated call of importlib.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+from scripts.bench.floor import Rates, Work, pass_flops, work_of
+from scripts.bench.workloads import Kind, Workload
 
 MODEL = DecoderConfig(
     family="llama",
@@ -39,7 +34,7 @@ MODEL = DecoderConfig(
     max_positions=512,
 )
 Q, G, P, C = 3, 4, 17, 6
-EXPECTED = bench_round.pass_flops(MODEL, questions=Q, group_size=G, prompt=P, completion=C)
+EXPECTED = pass_flops(MODEL, questions=Q, group_size=G, prompt=P, completion=C)
 
 
 def product_flops(jaxpr, while_trips=1):
@@ -101,41 +96,14 @@ def test_counts_the_products_of_sampling():
     assert product_flops(traced.jaxpr, while_trips=C) == nodes * EXPECTED
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["bench_round.py", *arguments])
-    bench_round._OPTIONS.unparse_flags()
-    with pytest.raises(SystemExit) as caught:
-        run_command(bench_round.main, bench_round._OPTIONS)
-    return caught.value.code
-
-
-def test_times_the_rounds_of_a_config(monkeypatch, tmp_path, capsys):
-    out = tmp_path / "bench.json"
-    sizes = ("--config.sampling.max_new_tokens=4", "--config.sharing.local=2", "--config.sharing.external=1")
-    sizes += ("--config.sampling.prompt_buckets=(20,128,500)",)
-    assert run(monkeypatch, "--config=configs/tiny.py", *sizes, "--rounds=2", "--device=cpu", f"--json={out}") == 0
-    record = json.loads(out.read_text())
-    assert record["config"]["sampling"]["max_new_tokens"] == 4
-    assert record["config"]["host"]["platform"] == "cpu"
-    result = record["result"]
-    parts = result["parts"]
-    assert set(parts) == {"sampling", "host", "update", "round"}
-    for part in parts.values():
-        assert 0 < part["least_s"] <= part["median_s"] <= part["most_s"]
-    assert parts["sampling"]["median_s"] + parts["update"]["median_s"] <= 1.01 * parts["round"]["most_s"]
-    # Two nodes: two own questions sampled, three groups trained on at three times the price.
-    assert parts["update"]["flops"] == 3 * 3 / 2 * parts["sampling"]["flops"]
-    assert parts["round"]["flops"] == parts["update"]["flops"] + parts["sampling"]["flops"]
-    # The update ran: sampled tokens became trained tokens, own ones alone at least 2 * 2 * 8 rows.
-    assert parts["update"]["tokens_per_s"] * parts["update"]["median_s"] > 32
-    assert result["peak_memory_bytes"] > 1e8
-    assert result["prompt_tokens"] == 128  # 20 would hold none, 500 is not needed
-    printed = capsys.readouterr().out
-    assert "2 own + 1 external groups of 8" in printed and "x floor" in printed
-
-
-@pytest.mark.parametrize(("flag", "code", "message"), [("--rounds=0", 2, "rounds"), ("--device=abacus", 2, "device")])
-def test_bad_flags_are_one_clear_error(monkeypatch, capsys, flag, code, message):
-    assert run(monkeypatch, "--config=configs/tiny.py", flag) == code
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and message in printed
+def test_a_round_is_its_sampling_and_its_update_and_a_bound_is_the_slower_of_two():
+    shape = {"prompt": P, "completion": C, "questions": Q, "group_size": G}
+    sampling, update, whole = (
+        work_of(Workload(kind=kind, **shape), MODEL, "float32") for kind in (Kind.SAMPLE, Kind.UPDATE, Kind.ROUND)
+    )
+    assert whole == sampling + update
+    assert sum(part.flops for part in sampling) == pytest.approx(EXPECTED)
+    assert sum(part.flops for part in update) == 3 * EXPECTED
+    rates = Rates(flops_per_s=10.0, bytes_per_s=2.0)
+    assert Work(flops=100.0, bytes=2.0).seconds(rates) == 10.0
+    assert Work(flops=10.0, bytes=8.0).seconds(rates) == 4.0

@@ -1,0 +1,114 @@
+"""One contender at one workload, in a process of its own: `python -m scripts.bench.contender ...`.
+
+Prepares, does the work so many times unmeasured (compilation, caches), then as often as asked, and prints one line
+of JSON: the seconds of each run, the most memory in use, and what can be checked of the first result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+from scripts.bench.workloads import MODELS, WORKLOADS, make_inputs, make_params, select_device
+
+CONTENDERS = ("ours", "reference", "best_torch")
+
+
+def main() -> None:
+    """Reads the command line, does the work, prints."""
+    options = _options()
+    workload, config = WORKLOADS[options.workload], MODELS[options.model]
+    inputs, params = make_inputs(workload, config.vocab_size, options.seed), make_params(config, options.seed)
+    if options.contender == "ours":
+        run, peak = _ours(options, workload, config, params, inputs)
+    else:
+        run, peak = _torch(options, workload, config, params, inputs)
+    del params
+    results, seconds = [run() for _ in range(options.warm_runs)], []
+    for _ in range(options.runs):
+        start_s = time.perf_counter()
+        results.append(run())
+        seconds.append(time.perf_counter() - start_s)
+    checked = results[0]  # later ones have learned
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak(), "checked": checked}), flush=True)
+
+
+def _ours(options, workload, config, params, inputs) -> tuple[Callable, Callable[[], int]]:
+    import jax
+
+    from sapo_jax.config import LearnerConfig
+    from scripts.bench import ours
+
+    select_device(options.device)
+    learner = LearnerConfig(
+        micro_batch_groups=options.micro_batch_groups,
+        remat=options.remat,
+        logit_chunk_tokens=options.logit_chunk_tokens,
+    )
+    run = ours.build(
+        workload,
+        config,
+        params,
+        inputs,
+        dtype=options.dtype,
+        nodes=options.nodes,
+        per_program=options.nodes_per_program,
+        learner=learner,
+    )
+
+    def peak() -> int:
+        stats = jax.devices()[0].memory_stats() or {}
+        return int(stats.get("peak_bytes_in_use", 0)) or _resident_peak()
+
+    return run, peak
+
+
+def _torch(options, workload, config, params, inputs) -> tuple[Callable, Callable[[], int]]:
+    import torch
+
+    from scripts.torch_baseline.build import build
+
+    device = "cuda" if options.device == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device=gpu: torch finds no GPU; is it the CPU build?")
+    run = build(
+        workload,
+        config,
+        params,
+        inputs,
+        dtype=options.dtype,
+        device=device,
+        is_reference=options.contender == "reference",
+    )
+    return run, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak()
+
+
+def _resident_peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--contender", choices=CONTENDERS, required=True)
+    parser.add_argument("--workload", choices=WORKLOADS, required=True)
+    parser.add_argument("--model", choices=MODELS, default="smollm2_135m")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--warm_runs", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    group = parser.add_argument_group("ours")
+    group.add_argument("--nodes", type=int, default=1)
+    group.add_argument("--nodes_per_program", type=int, default=0, help="0: all")
+    group.add_argument("--micro_batch_groups", type=int, default=1)
+    group.add_argument("--remat", action="store_true")
+    group.add_argument("--logit_chunk_tokens", type=int, default=4096)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Our side of the workloads: the `Host` of a training run, with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sapo_jax.config import LearnerConfig, SamplingConfig, SapoConfig, SharingConfig
+from sapo_jax.host import Host
+from sapo_jax.learner.step import Batch, batch_logprobs
+from sapo_jax.models.architecture import DecoderConfig
+from sapo_jax.models.decoder import Params
+from sapo_jax.models.node_axis import over_nodes
+from sapo_jax.text.encode import EncodedPrompts
+from scripts.bench.workloads import Inputs, Kind, Workload
+
+NO_END = -1  # no token ends a completion
+LEARNING_RATE = 1e-6
+
+
+def build(
+    workload: Workload,
+    config: DecoderConfig,
+    params: Params,
+    inputs: Inputs,
+    *,
+    dtype: str,
+    nodes: int,
+    per_program: int,
+    learner: LearnerConfig,
+) -> Callable[[], dict[str, float]]:
+    """Returns a function that does the work once for all nodes and returns what can be checked of it."""
+    settings = SapoConfig(
+        nodes=nodes,
+        sampling=SamplingConfig(
+            group_size=workload.group_size, max_new_tokens=workload.completion, prompt_buckets=(workload.prompt,)
+        ),
+        sharing=SharingConfig(local=workload.questions, external=0),
+        learner=dataclasses.replace(learner, learning_rate=LEARNING_RATE, allow_truncated_positive=True),
+    )
+    host = Host(
+        settings,
+        config,
+        params,
+        end_id=NO_END,
+        dtype=jnp.dtype(dtype),
+        nodes_per_program=per_program or nodes,
+        learning=workload.kind is not Kind.SAMPLE,
+    )
+    prompts = _encoded(inputs.prompts)
+    batch = make_batch(prompts, inputs.completions, inputs.rewards)
+    counter = iter(range(10**9))
+
+    def sample() -> np.ndarray:
+        seeds = [next(counter) * nodes + node for node in range(nodes)]
+        rows = host.sample([prompts] * nodes, seeds, 1.0, group_size=workload.group_size)
+        return np.array([[row.token_ids for row in group] for group in rows[0]], np.int32)
+
+    def update(batch: Batch) -> dict[str, float]:
+        metrics = host.update([batch] * nodes)[0]
+        return {"logprob_mean": metrics["policy/own_logprob_mean"], "grad_norm": metrics["learner/grad_norm"]}
+
+    if workload.kind is Kind.SAMPLE:
+        return lambda: {"tokens": float(sample().size)}
+    if workload.kind is Kind.UPDATE:
+        return lambda: update(batch)
+    if workload.kind is Kind.ROUND:
+        return lambda: update(make_batch(prompts, sample(), inputs.rewards))
+    one_node = partial(
+        batch_logprobs,
+        config,
+        temperature=1.0,
+        logit_chunk_tokens=learner.logit_chunk_tokens,
+        dtype=jnp.dtype(dtype),
+    )
+    programs = [state["params"] for state in host.arrays["states"]]
+    scored = jax.jit(over_nodes(lambda params, batch: jnp.mean(one_node(params, batch)[0])))
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * (nodes // len(programs))), batch)
+    return lambda: {"logprob_mean": [float(scored(params, stacked)[0]) for params in programs][0]}
+
+
+def make_batch(prompts: EncodedPrompts, completions: np.ndarray, rewards: np.ndarray) -> Batch:
+    """Returns the batch of one node: every completion of full length."""
+    return Batch(
+        prompt_tokens=prompts.tokens,
+        prompt_positions=prompts.prompt_positions,
+        prompt_mask=prompts.prompt_mask,
+        completion_tokens=completions,
+        completion_mask=np.ones(completions.shape, bool),
+        rewards=rewards,
+        valid=np.ones(rewards.shape, bool),
+        truncated=np.zeros(rewards.shape, bool),
+        external=np.zeros(len(rewards), bool),
+    )
+
+
+def _encoded(tokens: np.ndarray) -> EncodedPrompts:
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return EncodedPrompts(tokens=tokens, prompt_mask=np.ones(tokens.shape, bool), prompt_positions=positions)

@@ -1,0 +1,98 @@
+"""What was measured, as a page of Markdown and as a picture."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.workloads import WORKLOADS
+
+_MEANINGS = {"W1": "sampling", "W2": "update", "W3": "scoring", "W4": "round", "W4_470": "round"}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Returns the tables: every contender's time beside the floor, then the ratios."""
+    floors = result["floors"]
+    device = next(iter(floors.values()))["device"]
+    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    lines = [
+        "# Benchmarks",
+        "",
+        f"`python {result['command']}`, {result['date']}, {device}; {machine}; seed {result['seed']}.",
+        f"Dimensions of {result['model']}, random weights; ours with {result['nodes']} node(s) at a time, times are "
+        "per node. What each workload is: `scripts/bench_round.py`.",
+        "",
+    ]
+    for dtype, floor in floors.items():
+        rates = floor["rates"]
+        lines.append(
+            f"Roofs in {dtype}: {rates['flops_per_s'] / 1e9:,.0f} GFLOP/s in one large product, "
+            f"{rates['bytes_per_s'] / 1e9:,.0f} GB/s in one long copy."
+        )
+    lines += ["", "| workload | precision | contender | median s | least | most | tokens/s | x floor | peak GiB |"]
+    lines.append("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for workload, by_dtype in result["runs"].items():
+        shape = WORKLOADS[workload]
+        name = f"{workload} {_MEANINGS[workload]} {shape.prompt} + {shape.completion}"
+        for dtype, by_contender in by_dtype.items():
+            floor_s = floors[dtype]["workloads"][workload]["seconds"]
+            for contender, runs in by_contender.items():
+                per_node = result["nodes"] if contender == "ours" else 1
+                seconds = [s / per_node for run in runs for s in run["seconds"]]
+                middle, peak = statistics.median(seconds), max(run["peak_bytes"] for run in runs)
+                lines.append(
+                    f"| {name} | {dtype} | {contender} | {middle:.3f} | {min(seconds):.3f} | {max(seconds):.3f} "
+                    f"| {shape.tokens / middle:,.0f} | {middle / floor_s:.1f} | {peak / 2**30:.2f} |"
+                )
+    others = sorted({other for row in result["ratios"].values() for other, value in row.items() if _is_number(value)})
+    dtypes = list(floors)
+    lines += ["", "How many times faster than each, in the same precision and each in its faster one:", ""]
+    lines.append("| workload | than | " + " | ".join([*dtypes, "faster one"]) + " |")
+    lines.append("| --- | --- | " + " | ".join("---:" for _ in [*dtypes, ""]) + " |")
+    for workload, row in result["ratios"].items():
+        for other in others:
+            cells = [f"{row[dtype][other]:.2f}" if other in row.get(dtype, {}) else "" for dtype in dtypes]
+            lines.append(f"| {workload} | {other} | " + " | ".join([*cells, f"{row[other]:.2f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Draws the roofline: FLOP/s of every contender over the FLOPs that a workload asks for each byte."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    dtypes = list(result["floors"])
+    figure, all_axes = pyplot.subplots(1, len(dtypes), figsize=(5.5 * len(dtypes), 4.5), squeeze=False, sharey=True)
+    markers = dict(zip(_contenders(result), "osv^D", strict=False))
+    for axes, dtype in zip(all_axes[0], dtypes, strict=True):
+        floor = result["floors"][dtype]
+        rates = floor["rates"]
+        needs = {name: work["flops"] / work["bytes"] for name, work in floor["workloads"].items()}
+        left, right = min(needs.values()) / 3, max(needs.values()) * 3
+        ridge = rates["flops_per_s"] / rates["bytes_per_s"]
+        xs = sorted({left, *([ridge] if left < ridge < right else []), right})
+        axes.plot(xs, [min(rates["flops_per_s"], x * rates["bytes_per_s"]) for x in xs], color="black", linewidth=1)
+        for workload, by_dtype in result["runs"].items():
+            for contender, runs in by_dtype.get(dtype, {}).items():
+                per_node = result["nodes"] if contender == "ours" else 1
+                middle = statistics.median(s / per_node for run in runs for s in run["seconds"])
+                rate = floor["workloads"][workload]["flops"] / middle
+                colour = f"C{list(result['runs']).index(workload)}"
+                axes.plot(needs[workload], rate, markers[contender], color=colour, label=f"{workload} {contender}")
+        axes.set(xscale="log", yscale="log", xlabel="FLOPs asked for, a byte", title=dtype)
+    all_axes[0][0].set_ylabel("FLOP/s done of those asked for")
+    all_axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def _contenders(result: dict[str, Any]) -> list[str]:
+    found = {name: None for by_dtype in result["runs"].values() for each in by_dtype.values() for name in each}
+    return list(found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))

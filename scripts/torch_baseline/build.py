@@ -1,0 +1,64 @@
+"""The torch side of the workloads, in two forms.
+
+`reference` is what the paper's public code does: one `generate` for each completion index, then an update of all rows
+at once with recomputed activations; in bfloat16 it runs the same code under autocast. `batched` is good practice: one
+`generate`, micro-batches, weights of the sampler in the wanted type. Both keep float32 masters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+from sapo_jax.models.architecture import DecoderConfig
+from sapo_jax.models.decoder import Params
+from scripts.bench.workloads import Inputs, Kind, Workload
+from scripts.torch_baseline import update as learning
+from scripts.torch_baseline.model import build_model
+from scripts.torch_baseline.sampling import sample_batched, sample_reference
+
+
+def build(
+    workload: Workload,
+    config: DecoderConfig,
+    params: Params,
+    inputs: Inputs,
+    *,
+    dtype: str,
+    device: str,
+    is_reference: bool,
+    compiled: bool = False,
+) -> Callable[[], dict[str, float]]:
+    """Returns a function that does the work once and returns what can be checked of it."""
+    place, kind = torch.device(device), getattr(torch, dtype)
+    model = build_model(config, params, place)
+    optimizer = learning.make_optimizer(model, fused=not is_reference)
+    prompts = torch.from_numpy(inputs.prompts).long().to(place)
+    rewards = torch.from_numpy(inputs.rewards).to(place)
+    given = torch.from_numpy(inputs.completions).long().to(place)
+    rows = learning.make_rows(prompts, given, rewards)
+    scored = torch.compile(model) if compiled else model
+
+    def autocast() -> AbstractContextManager[object]:
+        return torch.autocast(place.type, dtype=kind, enabled=kind is not torch.float32)
+
+    def sample() -> torch.Tensor:
+        if is_reference:
+            with autocast():
+                return sample_reference(model, prompts, workload.group_size, workload.completion)
+        return sample_batched(model, prompts, workload.group_size, workload.completion, kind)
+
+    def update(rows: learning.Rows) -> dict[str, float]:
+        apply = learning.update_reference if is_reference else learning.update_batched
+        return apply(scored, optimizer, rows, workload.completion, kind)
+
+    if workload.kind is Kind.SAMPLE:
+        return lambda: {"tokens": float(sample().numel())}
+    if workload.kind is Kind.UPDATE:
+        return lambda: update(rows)
+    if workload.kind is Kind.SCORE:
+        micro_rows = 0 if is_reference else learning.MICRO_ROWS
+        return lambda: learning.score(scored, rows, workload.completion, kind, micro_rows)
+    return lambda: update(learning.make_rows(prompts, sample(), rewards))

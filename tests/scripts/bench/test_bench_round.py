@@ -1,0 +1,84 @@
+"""The command: its numbers, its files, its errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import pytest
+
+from scripts import bench_round
+
+
+def run(seconds, checked):
+    return {"seconds": seconds, "peak_bytes": 2**30, "checked": checked}
+
+
+def test_ratios_are_of_medians_per_node():
+    runs = {
+        "W4": {
+            "float32": {"ours": [run([4.0, 2.0, 3.0], {})], "reference": [run([30.0], {}), run([33.0], {})]},
+            "bfloat16": {"ours": [run([6.0], {})], "reference": [run([21.0], {})]},
+        }
+    }
+    found = bench_round.ratios(runs, nodes=2)["W4"]
+    assert found["float32"]["reference"] == 31.5 / 1.5
+    assert found["bfloat16"]["reference"] == 7.0
+    assert found["reference"] == 21.0 / 1.5  # each in its faster precision
+
+
+def test_contenders_that_disagree_are_an_error():
+    both = {name: [run([1.0], {"grad_norm": 1.0})] for name in ("ours", "reference")}
+    runs = {"W2": {"float32": both}}
+    bench_round.require_agreement(runs)
+    for wrong in (1.01, float("nan")):
+        both["reference"][0]["checked"]["grad_norm"] = wrong
+        with pytest.raises(bench_round.BenchError, match="W2 float32: grad_norm differs"):
+            bench_round.require_agreement(runs)
+
+
+def test_measures_and_writes_table_picture_and_numbers(monkeypatch, tmp_path, capsys):
+    names = {name: tmp_path / name for name in ("out.json", "table.md", "roofline.png")}
+    arguments = ["--model=tiny", "--workloads=W2,W4", "--dtypes=float32", "--contenders=ours,best_torch", "--repeats=1"]
+    files = [f"--json={names['out.json']}", f"--write={names['table.md']}", f"--picture={names['roofline.png']}"]
+    monkeypatch.setattr(sys, "argv", ["bench_round.py", *arguments, *files])
+    bench_round.main()
+    result = json.loads(names["out.json"].read_text())
+    assert set(result["ratios"]) == {"W2", "W4"} and result["ratios"]["W4"]["best_torch"] > 0
+    assert result["floors"]["float32"]["workloads"]["W2"]["flops"] > 1e8
+    table = names["table.md"].read_text()
+    assert table in capsys.readouterr().out
+    assert "| W4 round 256 + 32 | float32 | ours |" in table and "| W2 | best_torch |" in table
+    assert names["roofline.png"].read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--workloads=W9", "'W9' is none of W1"), ("--device=abacus", "abacus"), ("--runs=x", "int")]
+)
+def test_bad_flags_are_one_clear_error(monkeypatch, capsys, flag, message):
+    monkeypatch.setattr(sys, "argv", ["bench_round.py", flag])
+    with pytest.raises(SystemExit) as caught:
+        bench_round.main()
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_contender_that_fails_is_named(monkeypatch):
+    arguments = ["--model=tiny", "--workloads=W2", "--dtypes=float32", "--contenders=ours", "--repeats=1"]
+    monkeypatch.setattr(sys, "argv", ["bench_round.py", *arguments, "--ours=--micro_batch_groups=3"])
+    with pytest.raises(SystemExit, match=r"contender=ours .* ended with 1: .*micro_batch_groups = 3"):
+        bench_round.main()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="there may be a GPU")
+def test_a_device_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench_round.py", "--device=gpu", "--contenders=ours"])
+    with pytest.raises(SystemExit, match="--device=gpu: no such device here, found cpu"):
+        bench_round.main()
+
+
+def test_missing_torch_is_one_line(monkeypatch):
+    monkeypatch.setattr(bench_round, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["bench_round.py"])
+    with pytest.raises(SystemExit, match=r"no torch here.*\[baseline\]"):
+        bench_round.main()
