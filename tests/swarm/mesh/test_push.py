@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
 from sapo_jax.swarm.mesh.push import PushLimits
 from sapo_jax.swarm.wire.errors import WireReason
-from sapo_jax.swarm.wire.requests import PublishOutcome, PublishResponse, PublishResult
+from sapo_jax.swarm.wire.requests import PublishOutcome, PublishRequest, PublishResponse, PublishResult
 from tests.swarm.mesh.fake_mesh import World, address_of
 
 HASTY = PushLimits(patience_s=0.01)
@@ -203,5 +204,25 @@ def test_proposals_wait_while_nobody_is_there_to_take_them(world):
         await b.dial()
         await b.pusher.push_once()
         assert c.held() == {group_id}
+
+    run(scenario())
+
+
+def test_a_member_that_publishes_the_group_of_another_as_an_old_one_shortens_no_life():
+    world = World()
+
+    async def scenario() -> None:
+        a, b = world.host("a", "b"), world.host("b")
+        await a.dial()
+        (group_id,) = a.publish(1)
+        signed = a.store.outbox_pending(1)[0].signed
+        old = dataclasses.replace(signed, age_s=3539.0)  # of a lifetime of an hour
+        b.service.publish(PublishRequest(groups=(old,)), prefix="10.0.0.0/24")
+        assert b.held() == {group_id}
+        world.time.now_s += 30.0
+        await a.pusher.push_once()
+        world.time.now_s += 3500.0
+        b.store.expire()
+        assert b.held() == {group_id}
 
     run(scenario())
