@@ -195,7 +195,17 @@ def stream_metrics(path: str | Path) -> Iterator[Record]:
     with Path(path).open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith("\n") and line.strip():
-                yield _parse(line, path, number)
+                yield parse_line(line, f"{path}, line {number}")
+
+
+def parse_line(line: str | bytes, where: str) -> Record:
+    """Returns the record of one line of a `metrics.jsonl`; raises MetricsError, which says `where` it stands."""
+    try:
+        raw = json.loads(line)
+        round, node = raw.pop("round"), raw.pop("node")
+        return _record(round, node, {name: math.nan if value is None else value for name, value in raw.items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as err:
+        raise MetricsError(f"{where}: not a line of metrics: {err}") from err
 
 
 def _record(round: int, node: int | None, metrics: Mapping[str, SupportsFloat]) -> Record:
@@ -214,12 +224,3 @@ def _line(record: Record) -> str:
     # JSON has no NaN or infinity; null keeps a column numeric for whoever reads it.
     values = {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
     return json.dumps({"round": record.round, "node": record.node, **values}, allow_nan=False) + "\n"
-
-
-def _parse(line: str, path: str | Path, number: int) -> Record:
-    try:
-        raw = json.loads(line)
-        round, node = raw.pop("round"), raw.pop("node")
-        return _record(round, node, {name: math.nan if value is None else value for name, value in raw.items()})
-    except (ValueError, TypeError, KeyError, AttributeError) as err:
-        raise MetricsError(f"{path}, line {number}: not a line of metrics: {err}") from err

@@ -23,9 +23,8 @@ import json
 import math
 import platform
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,17 +33,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is not installed
 
 from scripts.bench.contender import CONTENDERS
+from scripts.bench.processes import BenchError, names_of, run_json, say
 from scripts.bench.report import markdown, picture
 from scripts.bench.workloads import MODELS, WORKLOADS
 
-ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16")
 # How far log-probs and gradient norms may differ between implementations, relative.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}
-
-
-class BenchError(RuntimeError):
-    """A contender failed, or its results differ from the others'."""
 
 
 def main() -> None:
@@ -132,11 +127,6 @@ def median_s(runs: Sequence[dict[str, Any]]) -> float:
     return statistics.median(seconds for run in runs for seconds in run["seconds"])
 
 
-def say(text: str) -> None:
-    """Prints a line with the time of day, apart from the result."""
-    print(f"{datetime.datetime.now():%H:%M:%S}  {text}", file=sys.stderr, flush=True)
-
-
 def _contend(options: argparse.Namespace, workload: str, dtype: str, contender: str) -> dict[str, Any]:
     arguments = [f"--contender={contender}", f"--workload={workload}", f"--dtype={dtype}"]
     arguments += [f"--model={options.model}", f"--device={options.device}", f"--seed={options.seed}"]
@@ -145,24 +135,12 @@ def _contend(options: argparse.Namespace, workload: str, dtype: str, contender: 
         arguments += [f"--nodes={options.nodes}", *options.ours]
     elif options.device == "cpu":
         arguments += ["--warm_runs=0"]  # nothing is compiled
-    return _run_json("scripts.bench.contender", arguments)
+    return run_json("scripts.bench.contender", arguments)
 
 
 def _floor(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
     arguments = [f"--dtype={dtype}", f"--device={options.device}", f"--model={options.model}"]
-    return _run_json("scripts.bench.floor", [*arguments, *(f"--workload={name}" for name in options.workloads)])
-
-
-def _run_json(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise BenchError(f"{' '.join(command[1:])} ended with {done.returncode}: {_last_line(done.stderr)}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+    return run_json("scripts.bench.floor", [*arguments, *(f"--workload={name}" for name in options.workloads)])
 
 
 def _machine() -> dict[str, str]:
@@ -182,9 +160,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--model", choices=MODELS, default="smollm2_135m", help="whose dimensions")
     parser.add_argument("--nodes", type=int, default=1, help="of ours, at the same time")
-    parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), help=",".join(WORKLOADS))
-    parser.add_argument("--contenders", type=_names(CONTENDERS), default=list(CONTENDERS), help=",".join(CONTENDERS))
-    parser.add_argument("--dtypes", type=_names(DTYPES), default=list(DTYPES), help=",".join(DTYPES))
+    parser.add_argument("--workloads", type=names_of(WORKLOADS), default=list(WORKLOADS), help=",".join(WORKLOADS))
+    parser.add_argument("--contenders", type=names_of(CONTENDERS), default=list(CONTENDERS), help=",".join(CONTENDERS))
+    parser.add_argument("--dtypes", type=names_of(DTYPES), default=list(DTYPES), help=",".join(DTYPES))
     parser.add_argument("--repeats", type=int, default=3, help="processes of each contender")
     parser.add_argument("--runs", type=int, default=1, help="timed runs in each process")
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs")
@@ -195,17 +173,6 @@ def _options() -> argparse.Namespace:
         "--ours", type=str.split, default=[], help="more options of ours, see scripts/bench/contender.py"
     )
     return parser.parse_args()
-
-
-def _names(known: Collection[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return names
-
-    return parse
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import ctypes
-import json
-import math
 import os
 import signal
 import subprocess
@@ -33,7 +32,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sapo_jax.metrics import FROM, Record
+from sapo_jax.metrics import FROM, MetricsError, Record, parse_line
 from sapo_jax.swarm.mesh.joining import INVITE_FILE, SWARM_DIRECTORY
 from sapo_jax.swarm.wire.printable import printable
 from sapo_jax.workdir import METRICS_FILE, REPORT
@@ -109,9 +108,8 @@ class MetricsReader:
             if not line.endswith(b"\n"):  # it is being written
                 break
             self._offset += len(line)
-            record = _record(line)
-            if record is not None:
-                self._standing.add(record)
+            with contextlib.suppress(MetricsError):
+                self._standing.add(parse_line(line, str(self._path)))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -349,17 +347,6 @@ def _has_failed(host: Host, stop: _Stop) -> bool:
 
 def _is_running(host: Host) -> bool:
     return host.process is not None and host.process.poll() is None
-
-
-def _record(line: bytes) -> Record | None:
-    """Returns what a line of metrics says, None if it is none."""
-    try:
-        raw = json.loads(line)
-        round, node = raw.pop("round"), raw.pop("node")
-        metrics = {name: math.nan if value is None else float(value) for name, value in raw.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return Record(round=round, node=node, metrics=metrics)
 
 
 def _tail(path: Path, lines: int = 15) -> str:

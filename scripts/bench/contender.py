@@ -7,6 +7,7 @@ of JSON: the seconds of each run, the most memory in use, and what can be checke
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import sys
@@ -16,12 +17,14 @@ from collections.abc import Callable
 from scripts.bench.workloads import MODELS, WORKLOADS, make_inputs, make_params, select_device
 
 CONTENDERS = ("ours", "reference", "best_torch")
+SHAPE = ("questions", "group_size", "prompt", "completion")
 
 
 def main() -> None:
     """Reads the command line, does the work, prints."""
     options = _options()
-    workload, config = WORKLOADS[options.workload], MODELS[options.model]
+    shape = {name: value for name in SHAPE if (value := getattr(options, name))}
+    workload, config = dataclasses.replace(WORKLOADS[options.workload], **shape), MODELS[options.model]
     inputs, params = make_inputs(workload, config.vocab_size, options.seed), make_params(config, options.seed)
     if options.contender == "ours":
         run, peak = _ours(options, workload, config, params, inputs)
@@ -101,6 +104,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warm_runs", type=int, default=1)
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    for name in SHAPE:
+        parser.add_argument(f"--{name}", type=int, help="instead of the workload's")
     group = parser.add_argument_group("ours")
     group.add_argument("--nodes", type=int, default=1)
     group.add_argument("--nodes_per_program", type=int, default=0, help="0: all")

@@ -7,6 +7,7 @@ real model: time does not depend on what they say.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import sys
 from dataclasses import dataclass
@@ -67,7 +68,13 @@ TINY = DecoderConfig(
     qk_norm=False,
     max_positions=1024,
 )
-MODELS = {"smollm2_135m": SMOLLM2_135M, "qwen25_05b": QWEN25_05B, "tiny": TINY}
+MODELS = {
+    "tiny": TINY,
+    "1m": dataclasses.replace(TINY, width=128, mlp_width=384, layers=4, head_size=32, max_positions=4096),
+    "10m": dataclasses.replace(TINY, width=256, mlp_width=768, layers=12, heads=8, head_size=32, max_positions=4096),
+    "smollm2_135m": SMOLLM2_135M,
+    "qwen25_05b": QWEN25_05B,
+}
 
 
 class Kind(enum.Enum):
