@@ -134,11 +134,12 @@ class Contribution:
             time.sleep(0.02)
 
     def hand_over(self) -> int:
-        """Waits until the peer has the answers, some seconds at most; returns how many it has not."""
+        """Waits until the peer has or refuses the answers, some seconds at most; returns how many still wait."""
         with contextlib.suppress(NobodyThereError):
             self._connect()
         self._host.flush(_WAIT_S.value)
-        return sum(group.copies == 0 for group in self._host.store.outbox_pending(_MAX_LEFT))
+        left = self._host.store.outbox_pending(_MAX_LEFT)
+        return sum(group.copies == 0 and not group.refused_by for group in left)
 
     def _sampled(self, count: int) -> list[TaskRef]:
         """Returns tasks of random groups that the peer holds."""

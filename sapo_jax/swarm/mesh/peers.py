@@ -201,6 +201,8 @@ class PeerBook:
             peer = other
         elif not any(known is peer for known in self._peers):
             return None
+        if peer.node_id not in ("", node_id):
+            peer.record = None  # that of somebody who gave out the address and the certificate of this one as its own
         peer.node_id = node_id
         self._update(peer, opened)
         if self._scores.is_banned(node_id):

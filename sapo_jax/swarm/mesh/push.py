@@ -107,9 +107,7 @@ class Pusher:
         peers = self._links.ready()
         self._start(self._free(peers), [])
         await self._wait_for(list(self._in_flight))
-        ids = {peer.node_id for peer in peers}
-        left = self._store.outbox_pending(_BATCH_GROUPS * _BATCHES_PER_PUSH)
-        return all(group.copies > 0 or ids <= group.refused_by for group in left)
+        return self._store.outbox_waiting({peer.node_id for peer in peers}) == 0
 
     async def stop(self) -> None:
         """Breaks off the pushes to slow peers that still go on."""

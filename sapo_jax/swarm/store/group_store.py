@@ -243,6 +243,11 @@ class GroupStore:
         with self._reading() as now_s:
             return self._outbox.pending(limit, peer_id, now_s)
 
+    def outbox_waiting(self, peer_ids: Collection[str]) -> int:
+        """Returns how many own groups nobody holds yet, without those that all of these peers refused."""
+        with self._reading() as now_s:
+            return self._outbox.waiting(frozenset(peer_ids), now_s)
+
     def acknowledge(self, group_ids: Iterable[bytes], peer_id: str) -> None:
         """Notes that a peer holds own groups; those with enough holders are no longer offered."""
         with self._writing():

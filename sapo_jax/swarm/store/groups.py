@@ -7,6 +7,7 @@ that fails, `load` makes the index anew from the file.
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -57,6 +58,7 @@ class GroupRows:
                 damaged.append(head[0])
                 continue
             seq, group_id, publisher, dataset, size_bytes, hops, born_s, expires_s, _ = head
+            known = self.index.get(group_id)  # when a failed write is taken back
             entries[group_id] = Entry(
                 seq=seq,
                 group_id=group_id,
@@ -67,6 +69,7 @@ class GroupRows:
                 born_s=born_s,
                 expires_s=expires_s,
                 state=states[state],
+                arrived_s=known.arrived_s if known is not None and known.seq == seq else -math.inf,
             )
         self.index = Retention(self._limits, reversed(entries.values()))
         for seq in damaged:

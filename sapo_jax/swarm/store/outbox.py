@@ -176,6 +176,13 @@ class Outbox:
             )
         return found
 
+    def waiting(self, peer_ids: frozenset[str], now_s: float) -> int:
+        """Returns how many offers have no holder, without those that all of these peers refused."""
+        return sum(
+            not offer.holders and offer.expires_s > now_s and not peer_ids <= offer.refusers
+            for offer in self._offers.values()
+        )
+
     def acknowledge(self, group_id: bytes, peer_id: str) -> None:
         """Notes that a peer holds a group; with enough such peers it is no longer offered."""
         offer = self._offers.get(group_id)

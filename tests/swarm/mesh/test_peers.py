@@ -218,6 +218,15 @@ def test_given_peers_are_dialed_first(book):
     assert book.to_dial()[0].addresses == ("given:1",)
 
 
+def test_t13_a_record_that_names_the_address_of_another_does_not_outlast_its_answer(book):
+    book.learn(opened("liar", "10.0.0.1:1", sequence=10**12))
+    (peer,) = book.to_dial()
+    answer = opened("a", "10.0.0.1:1", sequence=5)
+    assert book.answered(peer, answer) is peer
+    assert peer.node_id == "a" and peer.record is answer
+    assert book.learn(opened("a", "10.0.0.1:2", sequence=6)) and "10.0.0.1:2" in peer.addresses
+
+
 def test_t15_many_records_push_out_nobody_who_answered(clock, scores):
     book = make_book(clock, scores, known=10, known_per_prefix=10)
     for number in range(5):

@@ -394,6 +394,16 @@ def test_no_claim_makes_a_group_younger_than_it_is_here(opened, time, age_s):
     assert held_ids(store) == []
 
 
+def test_a_write_that_is_taken_back_forgets_no_arrival(opened, time):
+    store = opened()
+    store.put([make_group(age_s=3500.0)])
+    with pytest.raises(ValueError, match="was made where"):
+        store.publish(make_key(1), lambda sequence: make_group())  # of another node
+    time.advance(10.0)
+    store.note_ages([(make_group().group_id, 10.0)])
+    assert store.after(0, 1)[0].signed.age_s == 10.0
+
+
 def test_a_younger_age_survives_a_restart_and_damages_nothing(tmp_path, time):
     store = open_store(tmp_path / "store.sqlite", time)
     store.put([make_group(age_s=3500.0)])

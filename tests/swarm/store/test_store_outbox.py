@@ -88,6 +88,16 @@ def test_a_peer_that_refuses_a_group_is_no_holder_and_is_not_asked_again(store):
     assert [offer.copies for offer in store.outbox_pending(10)] == [1, 0]
 
 
+def test_a_group_waits_while_nobody_holds_it_and_some_peer_has_not_refused_it(store):
+    groups = [_publish(store, round)[1][0] for round in range(3)]
+    assert store.outbox_waiting([]) == 0 and store.outbox_waiting(["peer a", "peer b"]) == 3
+    store.acknowledge([groups[0].group_id], "peer c")
+    store.note_refusals([groups[1].group_id], "peer a")
+    assert store.outbox_waiting(["peer a", "peer b"]) == 2
+    store.note_refusals([groups[1].group_id], "peer b")
+    assert store.outbox_waiting(["peer a", "peer b"]) == 1
+
+
 def test_a_round_replayed_after_its_groups_arrived_makes_nothing_new(store):
     first, _ = _publish(store, 1)
     store.acknowledge([first.group_id], "peer a")
