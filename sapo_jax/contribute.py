@@ -1,8 +1,10 @@
 """Answers open questions of a swarm: `python -m sapo_jax.contribute --peer=HOST:PORT --invite=FILE`.
 
 For a person at a terminal, or for a script: `--list` prints questions as JSON lines, `--answers=FILE`
-publishes such lines with an "answer" each (`-` reads them from stdin). Every answer is published as a
-group of one, signed with the key in `--workdir`; what cannot be sent now goes out at the next start.
+publishes such lines with an "answer" each (`-` reads them from stdin). FILE of `--invite` is swarm/invite in
+the work directory of that host. Every answer is published as a group of one, signed with the key in `--workdir`; what
+cannot be sent now goes out at the next start. Training hosts verify and count such groups; their updates compare the
+answers of one group with each other, so one alone moves nothing there.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def describe(status: HostStatus) -> str:
     if status.addresses:
         lines.append(f"listening at {', '.join(status.addresses)}")
     lines.append(
-        f"store: {status.stored_groups} groups, {status.stored_bytes / 2**20:.1f} MiB, {status.unverified_groups} not "
-        f"verified; {status.outbox_groups} own on offer"
+        f"store: {status.stored_groups} groups, {status.stored_bytes / 2**20:.1f} MiB, {status.unverified_groups} own "
+        f"or not yet verified; {status.outbox_groups} own offered to more peers"
     )
     if status.nodes:
         rows = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,17 +42,27 @@ def describe(workdir: Path, done: int, rounds: int, pictures: Sequence[Path]) ->
                 lines.append(f"    {specialty:<34} {before[name]:>11.3f} {after[name]:>14.3f}")
         gain, error = after["eval/strict_pass_at_1_gain"], after["eval/strict_pass_at_1_gain_stderr"]
         lines.append(f"gain of strict pass@1: {gain:+.3f} +- {error:.3f} (bootstrap over questions, paired)")
+    python = python_command()
     lines.append("curves:")
     lines += [f"  {path}" for path in pictures]
     lines += [
         "next:",
         f"  open {workdir / 'report' / 'index.html'} in a browser",
-        f"  python -m sapo_jax.sample --workdir={workdir}              see answers of the trained nodes",
-        f"  python -m sapo_jax.evaluate --workdir={workdir}            evaluate a checkpoint again",
-        f"  python -m sapo_jax.export --workdir={workdir} --out=DIR    a folder that transformers loads",
+        f"  {python} -m sapo_jax.sample --workdir={workdir}              see answers of the trained nodes",
+        f"  {python} -m sapo_jax.evaluate --workdir={workdir}            evaluate a checkpoint again",
+        f"  {python} -m sapo_jax.export --workdir={workdir} --out=DIR    a folder that transformers loads",
     ]
     if done < rounds:
         lines.append("  the same command again                     go on from here")
     else:
         lines.append("  the same command with a larger --config.rounds     train on")
     return "\n".join(lines)
+
+
+def python_command() -> str:
+    """Returns how a shell calls this interpreter: `python` where that is this one, else its path."""
+    found = shutil.which("python")
+    own = Path(sys.executable)
+    if found is not None and Path(found).absolute().parent == own.absolute().parent:
+        return "python"
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)

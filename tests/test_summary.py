@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
-from sapo_jax.summary import describe
+from sapo_jax.summary import describe, python_command
 
 
 def _workdir(path: Path, *lines: dict[str, object]) -> Path:
@@ -46,3 +48,14 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
     text = describe(_workdir(tmp_path, _evaluation(0, None, 0.25)), 3, 20, [])
     assert text.startswith("3 of 20 rounds done.\n") and "the same command again" in text
     assert "gain of" not in text  # one evaluation has nothing to be compared with
+
+
+def test_commands_name_the_interpreter_where_the_shell_would_find_another(monkeypatch, tmp_path):
+    ours = tmp_path / ".venv" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(ours))
+    monkeypatch.setattr(shutil, "which", lambda name: str(ours))
+    assert python_command() == "python"
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/python")
+    assert python_command() == str(ours)
+    monkeypatch.chdir(tmp_path)
+    assert python_command() == ".venv/bin/python"

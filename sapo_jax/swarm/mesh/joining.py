@@ -126,7 +126,10 @@ def plan_joining(
         raise JoinError("--insecure_loopback and --invite: plain text needs no invite; give one of them")
     invite = None if invite_path is None else Invite.load(invite_path, now)
     if join and invite is None and not insecure_loopback:
-        raise JoinError(f"--join={','.join(join)}: needs the --invite of that host, which its workdir holds")
+        raise JoinError(
+            f"{', '.join(join)}: needs the --invite of that host, the file {SWARM_DIRECTORY}/{INVITE_FILE} "
+            "in its workdir"
+        )
     wanted = swarm_id if invite is None else invite.swarm_id
     if invite is not None and swarm_id and swarm_id != invite.swarm_id:
         raise JoinError(f"--swarm_id={swarm_id}: the invite is of swarm {invite.swarm_id}")

@@ -76,7 +76,10 @@ HOLDS = "; the store holds 12 groups of 1 publisher"
             f"in touch with 2 peers, called by 1 peer, 1 unreachable{HOLDS}",
         ),
         (status(peer(PeerState.CALLING)), f"called by 1 peer{HOLDS}"),
-        (status(peer(PeerState.CONNECTED), outbox_groups=4), f"in touch with 1 peer{HOLDS}, 4 own still on offer"),
+        (
+            status(peer(PeerState.CONNECTED), outbox_groups=4),
+            f"in touch with 1 peer{HOLDS}, 4 own offered to more peers",
+        ),
         (status(peer(PeerState.CONNECTED), phase=Phase.DRAINING), f"stopping: in touch with 1 peer{HOLDS}"),
         (status(phase=Phase.STARTING), "starting: not serving yet"),
     ],

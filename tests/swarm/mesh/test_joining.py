@@ -85,7 +85,7 @@ def test_insecure_hosts_meet_without_any_file(tmp_path):
 
 def test_contradictions_are_named(tmp_path):
     invite = plan(tmp_path / "a", swarm_id="ours").write_invite(["10.0.0.1:5"])
-    with pytest.raises(JoinError, match=r"--join=10\.0\.0\.1:5: needs the --invite"):
+    with pytest.raises(JoinError, match=r"10\.0\.0\.1:5: needs the --invite of that host, the file swarm/invite"):
         plan(tmp_path / "b", join=["10.0.0.1:5"])
     with pytest.raises(JoinError, match="--insecure_loopback and --invite"):
         plan(tmp_path / "b", insecure_loopback=True, invite_path=invite)
