@@ -54,7 +54,7 @@ def describe(status: HostStatus) -> str:
         lines.append(f"listening at {', '.join(status.addresses)}")
     lines.append(
         f"store: {status.stored_groups} groups, {status.stored_bytes / 2**20:.1f} MiB, {status.unverified_groups} own "
-        f"or not yet verified; {status.outbox_groups} own offered to more peers"
+        f"or not yet verified; {status.outbox_groups} own to hand to more peers"
     )
     if status.nodes:
         rows = [

@@ -23,6 +23,7 @@ def build_model(config: DecoderConfig, params: Params, device: torch.device) -> 
     """Returns the `...ForCausalLM` of these dimensions with `params` (one node's) as float32 weights."""
     make_config, make_model = _CLASSES[config.family]
     raw = config_json(config, bos_id=None, eos_id=0, pad_id=0)
+    raw["pad_token_id"] = None  # the embedding of a pad token would get no gradient, and here every id is a token
     model = make_model(make_config(**raw))
     tensors = {name: torch.from_numpy(tensor.copy()) for name, tensor in disassemble(config, params)}
     missing, unexpected = model.load_state_dict(tensors, strict=False)

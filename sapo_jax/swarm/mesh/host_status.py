@@ -175,7 +175,7 @@ def headline(status: HostStatus) -> str:
     groups = f"{_count(status.stored_groups, 'group')} of {_count(status.stored_publishers, 'publisher')}"
     line += f"; the store holds {groups}"
     if status.outbox_groups:
-        line += f", {status.outbox_groups} own offered to more peers"
+        line += f", {status.outbox_groups} own to hand to more peers"
     return line
 
 

@@ -78,7 +78,7 @@ HOLDS = "; the store holds 12 groups of 1 publisher"
         (status(peer(PeerState.CALLING)), f"called by 1 peer{HOLDS}"),
         (
             status(peer(PeerState.CONNECTED), outbox_groups=4),
-            f"in touch with 1 peer{HOLDS}, 4 own offered to more peers",
+            f"in touch with 1 peer{HOLDS}, 4 own to hand to more peers",
         ),
         (status(peer(PeerState.CONNECTED), phase=Phase.DRAINING), f"stopping: in touch with 1 peer{HOLDS}"),
         (status(phase=Phase.STARTING), "starting: not serving yet"),
