@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is not
 
 from scripts.bench.floor import parameters
 from scripts.bench.processes import BenchError, names_of, run_json, say
-from scripts.bench.workloads import MODELS
+from scripts.bench.workloads import DTYPES, MODELS
 
 SWEEPS = {
     "nodes": (1, 2, 4, 8, 16, 32, 64),
@@ -93,7 +93,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--model", choices=MODELS, default="1m", help="whose dimensions, where they do not grow")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--sweeps", type=names_of(SWEEPS), default=list(SWEEPS), help=",".join(SWEEPS))
     parser.add_argument("--runs", type=int, default=5, help="timed rounds of each size")
     parser.add_argument("--json", default="", help="file for everything measured")

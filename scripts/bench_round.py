@@ -24,7 +24,7 @@ import math
 import platform
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,10 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is not
 
 from scripts.bench.contender import CONTENDERS
 from scripts.bench.processes import BenchError, names_of, run_json, say
-from scripts.bench.report import markdown, picture
-from scripts.bench.workloads import MODELS, WORKLOADS
+from scripts.bench.report import markdown, picture, seconds_per_node
+from scripts.bench.workloads import DTYPES, MODELS, WORKLOADS
 
-DTYPES = ("float32", "bfloat16")
 # How far log-probs and gradient norms may differ between implementations, relative.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}
 
@@ -91,7 +90,7 @@ def ratios(runs: dict[str, Any], nodes: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for workload, by_dtype in runs.items():
         medians = {
-            (dtype, contender): median_s(each) / (nodes if contender == "ours" else 1)
+            (dtype, contender): statistics.median(seconds_per_node(contender, each, nodes))
             for dtype, by_contender in by_dtype.items()
             for contender, each in by_contender.items()
         }
@@ -120,11 +119,6 @@ def require_agreement(runs: dict[str, Any]) -> None:
                 is_finite = all(map(math.isfinite, values.values()))
                 if not is_finite or high - low > AGREEMENT[dtype] * max(abs(low), abs(high)):
                     raise BenchError(f"{workload} {dtype}: {name} differs by more than {AGREEMENT[dtype]}: {values}")
-
-
-def median_s(runs: Sequence[dict[str, Any]]) -> float:
-    """Returns the median over all timed runs, in seconds."""
-    return statistics.median(seconds for run in runs for seconds in run["seconds"])
 
 
 def _contend(options: argparse.Namespace, workload: str, dtype: str, contender: str) -> dict[str, Any]:

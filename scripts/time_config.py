@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import json
 import platform
-import resource
 import statistics
 import sys
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ from sapo_jax.tasks.stream import StreamError, require_usable
 from sapo_jax.tasks.verifier import OWN_LANE, Verifier
 from sapo_jax.training import swarm_metrics
 from sapo_jax.types import Rejection, RejectionReason, Rollout, ScoredRollout, TaskRef
-from scripts.bench.floor import measure_rates, parameters, pass_flops
+from scripts.bench.floor import measure_rates, parameters, pass_flops, peak_memory_bytes
 from scripts.bench.workloads import SMOLLM2_135M
 
 # Part of a round -> the metric that times it and the tokens that measure its speed.
@@ -101,14 +100,6 @@ class HalfRight:
     def close(self) -> None:
         """Closes the other verifier."""
         self._verifier.close()
-
-
-def peak_memory_bytes() -> int:
-    """Returns the most memory in use at one time so far: of the device, or of the process on a CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def prepare(raw: Any, *, device: str, random_weights: bool) -> SapoConfig:

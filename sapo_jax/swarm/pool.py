@@ -212,6 +212,9 @@ class Pool:
 
     def _within_capacity(self) -> list[_Entry]:
         """Returns what fits by `Shares`."""
+        size_bytes = sum(entry.size_bytes for entry in self._entries)
+        if len(self._entries) <= self._max_rollouts and size_bytes <= self._max_text_bytes:
+            return self._entries  # as nearly always, and every round asks
         shares = Shares(max_items=self._max_rollouts, max_bytes=self._max_text_bytes)
         for index, entry in enumerate(self._entries):
             shares.add(entry.scored.rollout.node_id, index, entry.size_bytes)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 
-from scripts.bench.workloads import MODELS, WORKLOADS, make_inputs, make_params, select_device
+from scripts.bench.processes import resident_peak_bytes
+from scripts.bench.workloads import DTYPES, MODELS, WORKLOADS, make_inputs, make_params, select_device
 
 CONTENDERS = ("ours", "reference", "best_torch")
 SHAPE = ("questions", "group_size", "prompt", "completion")
@@ -41,10 +41,9 @@ def main() -> None:
 
 
 def _ours(options, workload, config, params, inputs) -> tuple[Callable, Callable[[], int]]:
-    import jax
-
     from sapo_jax.config import LearnerConfig
     from scripts.bench import ours
+    from scripts.bench.floor import peak_memory_bytes
 
     select_device(options.device)
     learner = LearnerConfig(
@@ -62,12 +61,7 @@ def _ours(options, workload, config, params, inputs) -> tuple[Callable, Callable
         per_program=options.nodes_per_program,
         learner=learner,
     )
-
-    def peak() -> int:
-        stats = jax.devices()[0].memory_stats() or {}
-        return int(stats.get("peak_bytes_in_use", 0)) or _resident_peak()
-
-    return run, peak
+    return run, peak_memory_bytes
 
 
 def _torch(options, workload, config, params, inputs) -> tuple[Callable, Callable[[], int]]:
@@ -87,11 +81,7 @@ def _torch(options, workload, config, params, inputs) -> tuple[Callable, Callabl
         device=device,
         is_reference=options.contender == "reference",
     )
-    return run, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak()
-
-
-def _resident_peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return run, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak_bytes()
 
 
 def _options() -> argparse.Namespace:
@@ -99,7 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--contender", choices=CONTENDERS, required=True)
     parser.add_argument("--workload", choices=WORKLOADS, required=True)
     parser.add_argument("--model", choices=MODELS, default="smollm2_135m")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--warm_runs", type=int, default=1)
     parser.add_argument("--runs", type=int, default=1)

@@ -20,7 +20,8 @@ import numpy as np
 
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.decoder import abstract_params
-from scripts.bench.workloads import MODELS, WORKLOADS, Kind, Workload, select_device
+from scripts.bench.processes import resident_peak_bytes
+from scripts.bench.workloads import DTYPES, MODELS, WORKLOADS, Kind, Workload, select_device
 
 MASTER_BYTES = 4  # float32 masters, gradients and moments
 ADAM_PASSES = 7  # of the parameters' size: gradient, two moments and weights read, three of them written
@@ -135,6 +136,14 @@ def measure_rates(dtype: str, repeats: int = 5) -> Rates:
     )
 
 
+def peak_memory_bytes() -> int:
+    """Returns the most memory in use at one time so far: of the device, or of the process on a CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return resident_peak_bytes()
+
+
 def _best_s(call, repeats: int) -> float:
     jax.block_until_ready(call())
     best = float("inf")
@@ -150,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--workload", choices=WORKLOADS, action="append", required=True)
     parser.add_argument("--model", choices=MODELS, default="smollm2_135m")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     options = parser.parse_args()
     select_device(options.device)

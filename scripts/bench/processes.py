@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -27,6 +28,11 @@ def run_json(module: str, arguments: Sequence[str]) -> dict[str, Any]:
         last = words[-1] if words else "no output"
         raise BenchError(f"{' '.join(command[1:])} ended with {done.returncode}: {last}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def resident_peak_bytes() -> int:
+    """Returns the most resident memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def names_of(known: Collection[str]) -> Callable[[str], list[str]]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.bench.workloads import WORKLOADS
 
 _MEANINGS = {"W1": "sampling", "W2": "update", "W3": "scoring", "W4": "round", "W4_470": "round"}
+
+
+def seconds_per_node(contender: str, runs: Sequence[dict[str, Any]], nodes: int) -> list[float]:
+    """Returns the times of all timed runs of a contender; ours does the work of so many nodes in each."""
+    return [seconds / (nodes if contender == "ours" else 1) for run in runs for seconds in run["seconds"]]
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -38,8 +44,7 @@ def markdown(result: dict[str, Any]) -> str:
         for dtype, by_contender in by_dtype.items():
             floor_s = floors[dtype]["workloads"][workload]["seconds"]
             for contender, runs in by_contender.items():
-                per_node = result["nodes"] if contender == "ours" else 1
-                seconds = [s / per_node for run in runs for s in run["seconds"]]
+                seconds = seconds_per_node(contender, runs, result["nodes"])
                 middle, peak = statistics.median(seconds), max(run["peak_bytes"] for run in runs)
                 lines.append(
                     f"| {name} | {dtype} | {contender} | {middle:.3f} | {min(seconds):.3f} | {max(seconds):.3f} "
@@ -77,8 +82,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
         axes.plot(xs, [min(rates["flops_per_s"], x * rates["bytes_per_s"]) for x in xs], color="black", linewidth=1)
         for workload, by_dtype in result["runs"].items():
             for contender, runs in by_dtype.get(dtype, {}).items():
-                per_node = result["nodes"] if contender == "ours" else 1
-                middle = statistics.median(s / per_node for run in runs for s in run["seconds"])
+                middle = statistics.median(seconds_per_node(contender, runs, result["nodes"]))
                 rate = floor["workloads"][workload]["flops"] / middle
                 colour = f"C{list(result['runs']).index(workload)}"
                 axes.plot(needs[workload], rate, markers[contender], color=colour, label=f"{workload} {contender}")

@@ -76,6 +76,8 @@ MODELS = {
     "qwen25_05b": QWEN25_05B,
 }
 
+DTYPES = ("float32", "bfloat16")
+
 
 class Kind(enum.Enum):
     """Which part of a round."""

@@ -29,7 +29,6 @@ def build(
     dtype: str,
     device: str,
     is_reference: bool,
-    compiled: bool = False,
 ) -> Callable[[], dict[str, float]]:
     """Returns a function that does the work once and returns what can be checked of it."""
     place, kind = torch.device(device), getattr(torch, dtype)
@@ -39,7 +38,6 @@ def build(
     rewards = torch.from_numpy(inputs.rewards).to(place)
     given = torch.from_numpy(inputs.completions).long().to(place)
     rows = learning.make_rows(prompts, given, rewards)
-    scored = torch.compile(model) if compiled else model
 
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast(place.type, dtype=kind, enabled=kind is not torch.float32)
@@ -52,7 +50,7 @@ def build(
 
     def update(rows: learning.Rows) -> dict[str, float]:
         apply = learning.update_reference if is_reference else learning.update_batched
-        return apply(scored, optimizer, rows, workload.completion, kind)
+        return apply(model, optimizer, rows, workload.completion, kind)
 
     if workload.kind is Kind.SAMPLE:
         return lambda: {"tokens": float(sample().numel())}
@@ -60,5 +58,5 @@ def build(
         return lambda: update(rows)
     if workload.kind is Kind.SCORE:
         micro_rows = 0 if is_reference else learning.MICRO_ROWS
-        return lambda: learning.score(scored, rows, workload.completion, kind, micro_rows)
+        return lambda: learning.score(model, rows, workload.completion, kind, micro_rows)
     return lambda: update(learning.make_rows(prompts, sample(), rewards))
