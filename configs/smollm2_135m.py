@@ -52,7 +52,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.learner.max_grad_norm = 1.0
     config.learner.advantage_std_floor = 0.1
     config.learner.micro_batch_groups = 1  # groups without any advantage are then skipped one by one
-    config.learner.remat = False  # one group's activations are small; recomputing them costs a quarter of the update
     config.learner.logit_chunk_tokens = 4096
     config.eval.every_rounds = 12
     config.eval.questions = 12

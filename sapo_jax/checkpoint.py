@@ -14,6 +14,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from sapo_jax.host_copy import copy_to_host
 
 _ARRAYS = "arrays"  # the two items of a checkpoint
 _HOST = "host"
@@ -41,14 +44,20 @@ class Restored(NamedTuple):
 
 
 class Checkpointer:
-    """The checkpoints of one directory; `save` returns when the data is on disk.
+    """The checkpoints of one directory; `save` returns when the data is on disk, or is copied to be written.
 
-    Saving is synchronous: the learner donates its state to the next update, so a background write
-    would need a second copy of it.
+    A write in the background needs a copy, since the learner donates its state to the next update.
+    One write is under way at a time; until it ends, the other methods know nothing of its round.
     """
 
     def __init__(
-        self, directory: str | Path, *, keep_last: int = 2, keep_best: bool = True, read_only: bool = False
+        self,
+        directory: str | Path,
+        *,
+        keep_last: int = 2,
+        keep_best: bool = True,
+        read_only: bool = False,
+        background: bool = False,
     ) -> None:
         """Opens `directory` and removes what an interrupted save left there.
 
@@ -57,6 +66,8 @@ class Checkpointer:
             keep_last: newest checkpoints that are kept, at least 1.
             keep_best: also keep the one with the highest `best_metric`.
             read_only: change nothing; safe beside a run that is writing there.
+            background: write in a thread what `save` is given, where memory holds a copy of it. What fails there
+                is raised by the next `save`, `restore`, `wait` or `close`.
 
         Raises:
             ValueError: `keep_last` below 1.
@@ -74,6 +85,8 @@ class Checkpointer:
         if read_only and not self._directory.is_dir():
             raise CheckpointError(f"{self._directory}: no such checkpoint directory")
         self._manager = self._open()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
+        self._writing: Future[None] | None = None
 
     @property
     def directory(self) -> Path:
@@ -92,32 +105,25 @@ class Checkpointer:
 
         Raises:
             TypeError: `host_state` is not JSON-ready.
-            CheckpointError: the write failed, for example on a full disk; earlier checkpoints are intact.
+            CheckpointError: the write, or one before it in the background, failed, for example on a full disk;
+                earlier checkpoints are intact.
         """
         if self._read_only:
             raise CheckpointError(f"{self._directory}: opened read-only, round {round} was not saved")
+        self.wait()
         try:
-            json.dumps(host_state)
+            state = json.loads(json.dumps(host_state))  # as it is now, whatever becomes of it during the write
         except TypeError as err:
             raise TypeError(f"host_state of round {round} is not JSON-ready: {err}") from err
         if round in self.rounds():
             return
-        record = {"round": round, "leaves": _describe(arrays), "state": dict(host_state)}
+        record = {"round": round, "leaves": _describe(arrays), "state": state}
         metric = None if best_metric is None or not math.isfinite(best_metric) else float(best_metric)
-        try:
-            if round in self._manager.all_steps():  # an incomplete one of this name is in the way
-                self._manager.delete(round)
-            with _quiet_logs():
-                self._manager.save(
-                    round,
-                    args=ocp.args.Composite(**{_ARRAYS: ocp.args.PyTreeSave(arrays), _HOST: ocp.args.JsonSave(record)}),
-                    custom_metadata={"best_metric": metric},
-                    force=True,
-                )
-                self._manager.wait_until_finished()
-            self._prune()
-        except Exception as err:  # orbax and tensorstore raise every kind, plain Exception included
-            raise CheckpointError(self._save_failure(round, arrays, err)) from err
+        copy = None if self._writer is None else copy_to_host(arrays)
+        if self._writer is None or copy is None:
+            self._write(round, arrays, record, metric)
+        else:
+            self._writing = self._writer.submit(self._write, round, copy, record, metric)
 
     def restore(self, round: int | None, target: Any, *, partial: bool = False) -> Restored:
         """Returns the checkpoint of `round`, or the latest if None.
@@ -132,6 +138,7 @@ class Checkpointer:
             CheckpointError: no such checkpoint, an unreadable one, or one that does not fit
                 `target`; the arrays that differ are named.
         """
+        self.wait()
         found = self.latest_round() if round is None else round
         if found is None or found not in self.rounds():
             saved = ", ".join(map(str, self.rounds())) or "none"
@@ -170,11 +177,19 @@ class Checkpointer:
         return max(scored)[1] if scored else None
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
-        self._manager.wait_until_finished()
+        """Returns when nothing is being written; raises the CheckpointError of a write in the background."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def close(self) -> None:
-        self._manager.close()
+        """Frees what is held, after `wait`."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+            self._manager.close()
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -184,6 +199,22 @@ class Checkpointer:
     ) -> None:
         self.close()
 
+    def _write(self, round: int, arrays: Any, record: Mapping[str, Any], metric: float | None) -> None:
+        try:
+            if round in self._manager.all_steps():  # an incomplete one of this name is in the way
+                self._manager.delete(round)
+            with _quiet_logs():
+                self._manager.save(
+                    round,
+                    args=ocp.args.Composite(**{_ARRAYS: ocp.args.PyTreeSave(arrays), _HOST: ocp.args.JsonSave(record)}),
+                    custom_metadata={"best_metric": metric},
+                    force=True,
+                )
+                self._manager.wait_until_finished()
+            self._prune()
+        except Exception as err:  # orbax and tensorstore raise every kind, plain Exception included
+            raise CheckpointError(self._save_failure(round, arrays, err)) from err
+
     def _open(self) -> ocp.CheckpointManager:
         try:
             if not self._read_only:
@@ -192,14 +223,20 @@ class Checkpointer:
                     shutil.rmtree(part)
             with _quiet_logs():
                 options = ocp.CheckpointManagerOptions(
-                    create=not self._read_only,
+                    create=False,
                     read_only=self._read_only,
                     cleanup_tmp_directories=not self._read_only,
                     enable_async_checkpointing=False,
+                    multiprocessing_options=_this_process_alone(),
                 )
                 # Trained float32 weights compress by 8 % only, and zstd makes saving three times slower.
-                arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
-                handlers = {_ARRAYS: arrays, _HOST: ocp.JsonCheckpointHandler()}
+                arrays = ocp.PyTreeCheckpointHandler(
+                    use_compression=False, multiprocessing_options=_this_process_alone()
+                )
+                handlers = {
+                    _ARRAYS: arrays,
+                    _HOST: ocp.JsonCheckpointHandler(multiprocessing_options=_this_process_alone()),
+                }
                 return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         except (OSError, ValueError) as err:
             raise CheckpointError(f"{self._directory}: cannot be opened for checkpoints: {_first_line(err)}") from err
@@ -251,6 +288,12 @@ class Checkpointer:
                 f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; intact checkpoints: {saved}"
             )
         return f"{self._directory}: saving round {round} failed ({_first_line(err)})"
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """Returns options for checkpoints that one process writes and reads, also where it is one of a group."""
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
 
 
 def _describe(tree: Any) -> dict[str, str]:

@@ -14,9 +14,11 @@ from absl import flags, logging
 from sapo_jax.checkpoint import CheckpointError
 from sapo_jax.command_line import UsageError, exit_with, parse_flags, run_main
 from sapo_jax.config import ConfigError
+from sapo_jax.memory_fit import OUT_OF_MEMORY_ADVICE
 from sapo_jax.metrics import MetricsError
 from sapo_jax.models.package_weights import cache_folder
 from sapo_jax.models.weight_table import ModelFilesError
+from sapo_jax.process_group import GroupError
 from sapo_jax.swarm.calls.server_metrics import MetricsAddressError
 from sapo_jax.swarm.mesh.joining import SWARM_FAILURES, SWARM_USAGE_ERRORS
 from sapo_jax.tasks.examples import ExamplesError
@@ -47,6 +49,7 @@ USAGE_ERRORS = (
 FAILURES = (
     CheckpointError,
     MetricsError,
+    GroupError,
     ModelFilesError,
     ScorerStartError,
     TokenizerError,
@@ -71,13 +74,11 @@ def run_command(main: Callable[[], None], options: flags.FlagValues) -> NoReturn
         try:
             main()
         except jax.errors.JaxRuntimeError as error:
-            if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            if "RESOURCE_EXHAUSTED" not in (line := str(error).partition("\n")[0]):
                 raise
-            exit_with(
-                1,
-                "out of device memory; lower config.learner.micro_batch_groups, config.host.nodes_per_program or "
-                f"config.nodes, or set config.learner.remat ({str(error).splitlines()[0]})",
-            )
+            exit_with(1, f"out of device memory; {OUT_OF_MEMORY_ADVICE} ({line})")
+        except MemoryError as error:
+            exit_with(1, f"out of memory; {OUT_OF_MEMORY_ADVICE} ({str(error) or 'nothing more is known'})")
 
     run_main(guarded, options, usage_errors=USAGE_ERRORS, failures=FAILURES)
 

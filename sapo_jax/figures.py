@@ -153,6 +153,12 @@ def _cost(history: History) -> Figure | None:
     panels = (
         _Panel(title="Time", unit="seconds per round", metrics=times),
         _Panel(title="Tokens", unit="tokens per round", metrics=tokens),
+        _Panel(
+            title="Devices waiting for the host",
+            unit="share of a round's time",
+            metrics={"time/device_idle_frac": "mean"},
+            is_share=True,
+        ),
     )
     return _figure(history, panels, per_node=False)
 

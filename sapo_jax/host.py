@@ -7,17 +7,20 @@ exchange are unknown here.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from sapo_jax.algo.losses import MetricSums
 from sapo_jax.config import LearnerConfig, SapoConfig
+from sapo_jax.device_clock import DeviceClock
 from sapo_jax.learner.optimizer import no_optimizer, optimizer_for
 from sapo_jax.learner.step import Batch, TrainState, init_state, update
 from sapo_jax.models import sharding
@@ -59,6 +62,7 @@ class Host:
         self.model = model
         self.config = config
         self.traces: Counter[str] = Counter()
+        self._clock = DeviceClock()
         self._end_id = end_id
         self._dtype = dtype
         self._per_program = nodes_per_program
@@ -72,9 +76,9 @@ class Host:
         self._optimizer = optimizer_for(config.learner, config.rounds) if learning else no_optimizer()
         # States stay laid out as they begin, and as a checkpoint brings them back: another layout that means the
         # same would be another program to the compilation cache, and a resumed run would compile all over again.
-        layout = self._layout()
-        self._sampler = jax.jit(self._sample, static_argnames=("group_size",))
-        self._updater = jax.jit(self._update, donate_argnums=0, out_shardings=(layout, None))
+        layout, results = self._layout(), self._results_sharding()
+        self._sampler = jax.jit(self._sample, static_argnames=("group_size",), out_shardings=results)
+        self._updater = jax.jit(self._update, donate_argnums=0, out_shardings=(layout, results))
         self._supervisor = jax.jit(self._supervise, donate_argnums=0, out_shardings=layout)
         self._restart = jax.jit(self._fresh, out_shardings=layout[1:])
         self._references: list[Params] | None = None
@@ -124,7 +128,12 @@ class Host:
             seeds: M uint32 seeds.
             temperature: 0 asks for the likeliest token each time.
         """
-        nodes: list[list[list[SampledRow]]] = []
+        return [rows for some in self.start_sample(prompts, seeds, temperature, group_size=group_size) for rows in some]
+
+    def start_sample(
+        self, prompts: Sequence[EncodedPrompts], seeds: Sequence[int], temperature: float, *, group_size: int
+    ) -> Iterator[list[list[list[SampledRow]]]]:
+        """Dispatches what `sample` does; returns one [M'][Q][G] per program of M' nodes, waiting for each when read."""
         pending = []
         for program, state in enumerate(self._states):
             rows = slice(program * self._per_program, (program + 1) * self._per_program)
@@ -133,27 +142,35 @@ class Host:
                 mask=np.stack([p.prompt_mask for p in prompts[rows]]),
                 positions=np.stack([p.prompt_positions for p in prompts[rows]]),
             )
-            batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
-            seed = jnp.asarray(np.asarray(seeds[rows], np.uint32))
-            pending.append(self._sampler(state.params, batch, seed, jnp.float32(temperature), group_size=group_size))
-        for samples in pending:
-            nodes.extend(_rows(jax.device_get(samples)))
-        return nodes
+            batch = self._put(batch, sharding.batch_sharding(self._mesh))
+            seed = np.asarray(seeds[rows], np.uint32)
+            began_s = time.perf_counter()
+            samples = self._sampler(state.params, batch, seed, np.float32(temperature), group_size=group_size)
+            self._clock.watch(began_s, samples)
+            pending.append(samples)
+        return (_rows(self._read(samples)) for samples in pending)
 
     def update(self, batches: Sequence[Batch]) -> list[NodeMetrics]:
         """Applies one update to every node, `batches[n]` to node n, and returns each node's metrics.
 
         All batches have the same shapes, as numpy arrays.
         """
+        return list(self.start_update(batches))
+
+    def start_update(self, batches: Sequence[Batch]) -> Iterator[NodeMetrics]:
+        """Dispatches what `update` does and returns each node's metrics, waiting for them when read."""
         pending = []
         for program, stacked in enumerate(self._stack(batches)):
             reference = self._references[program] if self._references else None
+            began_s = time.perf_counter()
             self._states[program], sums = self._updater(self._states[program], stacked, reference)
+            self._clock.watch(began_s, sums)  # the state may be given to the next update before anyone looks
             pending.append(sums)
-        metrics: list[NodeMetrics] = []
-        for sums in pending:
-            metrics.extend(_means(jax.device_get(sums), self._per_program))
-        return metrics
+        return (metrics for sums in pending for metrics in _means(self._read(sums), self._per_program))
+
+    def busy_s(self) -> float:
+        """Returns the seconds in which sampling or an update was pending so far, as `DeviceClock` measures them."""
+        return self._clock.busy_s()
 
     def supervise(self, batches: Sequence[Batch]) -> None:
         """Applies one supervised step to every node: every completion of its batch is a target."""
@@ -230,7 +247,7 @@ class Host:
         for first in range(0, self.nodes, self._per_program):
             rows = batches[first : first + self._per_program]
             arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-            stacked.append(jax.device_put(arrays, sharding.batch_sharding(self._mesh)))
+            stacked.append(self._put(arrays, sharding.batch_sharding(self._mesh)))
         return stacked
 
     def _place_params(self, params: Params) -> Params:
@@ -238,7 +255,19 @@ class Host:
         shardings = sharding.param_shardings(self.model, self._mesh)
         stacked = jax.tree.map(lambda x: np.broadcast_to(x, (self._per_program, *x.shape)), params)
         # A copy in any case: updates donate these arrays, and programs must not share the source's memory.
-        return jax.device_put(stacked, shardings, may_alias=False)
+        return self._put(stacked, shardings, may_alias=False)
+
+    def _put(self, arrays: Any, shardings: Any, *, may_alias: bool | None = None) -> Any:
+        """Returns numpy `arrays` on the devices; a host of several processes does it otherwise."""
+        return jax.device_put(arrays, shardings, may_alias=may_alias)
+
+    def _read(self, results: Any) -> Any:
+        """Returns the results of a program as numpy arrays, waiting for them."""
+        return jax.device_get(results)
+
+    def _results_sharding(self) -> NamedSharding | None:
+        """Returns where samples and metrics lie, None: the compiler chooses; several processes need copies."""
+        return None
 
     def _fresh(self, params: Params) -> tuple[Any, jax.Array]:
         """Returns fresh optimizer states and update counts for one program's parameters."""

@@ -6,16 +6,18 @@ stream, its pool and its exchange. The arrays of all nodes of this process lie i
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sapo_jax.config import SapoConfig
 from sapo_jax.host import Host, SampledRow
 from sapo_jax.learner.batching import TrainingGroup, build_batch, prompt_bucket
+from sapo_jax.learner.step import Batch
 from sapo_jax.metrics import FROM
 from sapo_jax.prompting import Prompter
 from sapo_jax.seeding import generator, hash_seed
@@ -23,58 +25,85 @@ from sapo_jax.swarm.exchange import Exchange
 from sapo_jax.swarm.pool import Pool
 from sapo_jax.swarm.selection import select, select_local
 from sapo_jax.swarm.wire.identity import short_name
-from sapo_jax.tasks.stream import TaskStream
+from sapo_jax.tasks.stream import Draw, StreamError, TaskStream
 from sapo_jax.tasks.verifier import Verifier, strict_success
 from sapo_jax.types import FinishReason, Rejection, Rollout, ScoredRollout, Task, TaskRef
 
 Metrics = dict[str, float]
+_Item = TypeVar("_Item")
 
 
 def play_round(nodes: Sequence[Node], host: Host, round: int) -> list[Metrics]:
     """Plays round `round` (counted from 1) on every node of the host and returns each node's metrics.
 
-    Nothing waits for another node: an empty exchange leaves a node with its own rollouts.
+    Nothing waits for another node: an empty exchange leaves a node with its own rollouts. What the host
+    can do while the devices work, it does then: completions of one program are scored while the next
+    samples, and the tasks of the next round are drawn during the update.
     """
-    clock = _Clock()
+    clock = _Clock(host)
     tasks = [node.draw() for node in nodes]
     rows = generate(nodes, host, tasks, round)
-    clock.lap("time/sample_s")
-    own = score_own(nodes, tasks, rows, round)
+    own = score_own(nodes, tasks, clock.laps("time/sample_s", rows), round)
     for node, rollouts in zip(nodes, own, strict=True):
         node.publish(rollouts)
     for node in nodes:
         node.pull(round)
     training = [node.select(rollouts, round) for node, rollouts in zip(nodes, own, strict=True)]
     clock.lap("time/verify_s")
-    learned = update(nodes, host, training)
+    learning = update(nodes, host, training)
+    for node in nodes:
+        node.draw_ahead()
+    played = [node.round_metrics(*sets) for node, *sets in zip(nodes, own, training, strict=True)]
+    learned = list(learning)
     clock.lap("time/update_s")
-    return [
-        node.round_metrics(rollouts, chosen) | metrics | clock.metrics()
-        for node, rollouts, chosen, metrics in zip(nodes, own, training, learned, strict=True)
-    ]
+    times = clock.metrics()
+    return [metrics | more | times for metrics, more in zip(played, learned, strict=True)]
 
 
 def generate(
     nodes: Sequence[Node], host: Host, tasks: Sequence[Sequence[Task]], round: int
-) -> list[list[list[SampledRow]]]:
-    """Returns G completions of each of a node's I tasks from its own policy, as tokens: [M][I][G]."""
+) -> Iterator[list[list[list[SampledRow]]]]:
+    """Begins G completions of each of a node's I tasks from its own policy.
+
+    Returns them as tokens: one [M'][I][G] per program of M' nodes, waiting for each when it is read.
+    """
     sampling = host.config.sampling
     prompts = nodes[0].prompter.encode_all(tasks)
     seeds = [node.seed("sample", round) for node in nodes]
-    return host.sample(prompts, seeds, sampling.temperature, group_size=sampling.group_size)
+    return host.start_sample(prompts, seeds, sampling.temperature, group_size=sampling.group_size)
 
 
 def score_own(
+    nodes: Sequence[Node],
+    tasks: Sequence[Sequence[Task]],
+    rows: Iterable[Sequence[Sequence[Sequence[SampledRow]]]],
+    round: int,
+) -> list[list[ScoredRollout]]:
+    """Returns each node's own rollouts of this round.
+
+    What `rows` yields, the completions of one program's nodes, is scored in one batch by the verifier that all
+    share, before the next is read.
+    """
+    own: list[list[ScoredRollout]] = []
+    for part in rows:
+        here = slice(len(own), len(own) + len(part))
+        own += _score_part(nodes[here], tasks[here], part, round)
+    return own
+
+
+def _score_part(
     nodes: Sequence[Node], tasks: Sequence[Sequence[Task]], rows: Sequence[Sequence[Sequence[SampledRow]]], round: int
 ) -> list[list[ScoredRollout]]:
-    """Returns each node's own rollouts of this round, scored in one batch by the verifier that all share."""
     made = [node.own_rollouts(drawn, group, round) for node, drawn, group in zip(nodes, tasks, rows, strict=True)]
     verdicts = iter(nodes[0].verifier.verify([rollout for rollouts in made for rollout in rollouts]))
     return [node.accepted([next(verdicts) for _ in rollouts]) for node, rollouts in zip(nodes, made, strict=True)]
 
 
-def update(nodes: Sequence[Node], host: Host, training: Sequence[Sequence[ScoredRollout]]) -> list[Metrics]:
-    """Re-encodes each node's training set with its own tokenizer and applies one update to each."""
+def update(nodes: Sequence[Node], host: Host, training: Sequence[Sequence[ScoredRollout]]) -> Iterator[Metrics]:
+    """Re-encodes each node's training set with its own tokenizer and begins one update of each.
+
+    Returns each node's metrics, waiting for them when they are read.
+    """
     config = host.config
     groups = [node.encode(rollouts) for node, rollouts in zip(nodes, training, strict=True)]
     # One shape for all nodes: the bucket of the longest prompt among them.
@@ -91,11 +120,21 @@ def update(nodes: Sequence[Node], host: Host, training: Sequence[Sequence[Scored
         )
         for node, own in zip(nodes, groups, strict=True)
     ]
-    metrics = host.update(batches)
-    for node_metrics, batch in zip(metrics, batches, strict=True):
-        node_metrics["tokens/trained"] = float(np.sum(batch.completion_mask))
-        node_metrics["tokens/truncated_frac"] = float(np.sum(batch.truncated) / max(1, np.sum(batch.valid)))
-    return metrics
+    counts = [
+        {
+            "tokens/trained": float(np.sum(batch.completion_mask)),
+            "tokens/truncated_frac": float(np.sum(batch.truncated) / max(1, np.sum(batch.valid))),
+            "tokens/padding_frac": _padding_frac(batch),
+        }
+        for batch in batches
+    ]
+    return (metrics | counted for metrics, counted in zip(host.start_update(batches), counts, strict=True))
+
+
+def _padding_frac(batch: Batch) -> float:
+    """Returns the share of the update's positions, prompts counted once, that hold no token of a real row."""
+    tokens = np.sum(batch.prompt_mask[batch.valid.any(axis=1)]) + np.sum(batch.completion_mask & batch.valid[..., None])
+    return 1.0 - float(tokens) / (batch.prompt_mask.size + batch.completion_mask.size)
 
 
 class Node:
@@ -118,7 +157,8 @@ class Node:
         self._config = config
         self._stream = stream
         self._exchange = exchange
-        self._position = 0  # in the task stream
+        self._position = 0  # in the task stream, up to which tasks were played
+        self._ahead: Draw | None = None  # what the next `draw` returns
         self._pool = Pool(
             max_rollouts=config.sharing.pool_rollouts,
             max_age_rounds=config.sharing.max_age_rounds,
@@ -133,11 +173,19 @@ class Node:
 
     def draw(self) -> list[Task]:
         """Returns the next I tasks of the stream whose prompts fit."""
-        drawn = self._stream.take(self._position, self._config.sharing.local, self.prompter.fits)
+        drawn, self._ahead = self._ahead or self._next_draw(), None
         self._position = drawn.counter
         for reason, count in drawn.skipped.items():
             self._counts[f"tasks/skipped_{reason.value}"] += count
         return list(drawn.tasks)
+
+    def draw_ahead(self) -> None:
+        """Builds and encodes the tasks of the next `draw`, which alone moves the place in the stream.
+
+        Raises nothing: what is wrong with the stream is said by `draw`, in the round that wants the tasks.
+        """
+        with contextlib.suppress(StreamError):
+            self._ahead = self._next_draw()
 
     def own_rollouts(self, tasks: Sequence[Task], rows: Sequence[Sequence[SampledRow]], round: int) -> list[Rollout]:
         """Returns what was sampled for `tasks` as rollouts of this round."""
@@ -235,22 +283,37 @@ class Node:
         """Takes over what `to_json` wrote."""
         if state["node_id"] != self.node_id:
             raise ValueError(f"the state of node {state['node_id']!r} is not that of node {self.node_id!r}")
-        self._position = int(state["position"])
+        self._position, self._ahead = int(state["position"]), None
         self._pool.restore_json(state["pool"], rebuild_task)
         self._evicted = self._pool.evicted
 
+    def _next_draw(self) -> Draw:
+        return self._stream.take(self._position, self._config.sharing.local, self.prompter.fits)
+
 
 class _Clock:
-    """Splits the time of a round into named parts, in seconds."""
+    """Splits the time of a round into named parts, in seconds, and tells how much of it the devices waited."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._busy_s = host.busy_s()
         self._start_s = self._last_s = time.perf_counter()
         self._laps: Metrics = {}
 
     def lap(self, name: str) -> None:
+        """Adds the time since the last lap to the part `name`."""
         now_s = time.perf_counter()
-        self._laps[name] = now_s - self._last_s
+        self._laps[name] = self._laps.get(name, 0.0) + now_s - self._last_s
         self._last_s = now_s
 
+    def laps(self, name: str, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yields `items` with a lap before each."""
+        for item in items:
+            self.lap(name)
+            yield item
+
     def metrics(self) -> Metrics:
-        return self._laps | {"time/round_s": time.perf_counter() - self._start_s}
+        """Returns the parts, the whole, and the share of it in which no program was pending (see `DeviceClock`)."""
+        busy_s = self._host.busy_s() - self._busy_s
+        round_s = time.perf_counter() - self._start_s
+        return self._laps | {"time/round_s": round_s, "time/device_idle_frac": max(0.0, 1.0 - busy_s / round_s)}

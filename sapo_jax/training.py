@@ -20,6 +20,7 @@ from sapo_jax.checkpoint import Checkpointer, CheckpointError, Restored
 from sapo_jax.cold_start import cold_start
 from sapo_jax.config import SapoConfig
 from sapo_jax.evaluation import Evaluation, calls_needed, evaluate, evaluation_metrics, gain_metrics, questions_per_call
+from sapo_jax.host import Host
 from sapo_jax.member import Member
 from sapo_jax.metrics import FROM, CompositeTracker, JsonlTracker, TensorBoardTracker, Tracker
 from sapo_jax.node import Metrics, play_round
@@ -56,11 +57,15 @@ class Training:
         progress: Progress,
         stop: StopRequest,
         request: SwarmRequest | None = None,
+        *,
+        host_kind: Callable[..., Host] = Host,
     ) -> None:
         """Loads what the run needs; nothing is trained yet.
 
         With a `request` the process takes part in a swarm on the network; without, its nodes are the swarm.
+        The leader of a process group has a `host_kind` of its own.
         """
+        self._host_kind = host_kind
         self._request = request
         self._member: Member | None = None
         self._config = config
@@ -104,6 +109,7 @@ class Training:
             if done or not self._stop:  # the weights a run begins with are no loss
                 with self._progress.stage("saving", announce=False):
                     self._save(done)
+                    self._checkpoints.wait()
         return done
 
     def close(self) -> None:
@@ -139,6 +145,8 @@ class Training:
                 model,
                 str(workdir.resolved["compute_dtype"]),
                 per_program=int(workdir.resolved["nodes_per_program"]),
+                kind=self._host_kind,
+                say=progress.print,
             )
         with progress.stage("waiting for scorer processes", announce=False):
             self._tasks.verifier.warm_up()
@@ -146,7 +154,10 @@ class Training:
         self._nodes = wiring.build_nodes(config, self._prompter, self._tasks, self._hub)
         self._hub_counts = self._hub.counts()  # up to the last logged round
         self._checkpoints = Checkpointer(
-            workdir.checkpoints_path, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+            workdir.checkpoints_path,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+            background=wiring.writes_in_background(),
         )
         opened.callback(self._checkpoints.close)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from sapo_jax.config import ConfigError, SapoConfig
 from sapo_jax.host import Host
+from sapo_jax.memory_fit import describe, memory_limit_bytes, require_fit
+from sapo_jax.memory_plan import plan_memory
+from sapo_jax.models import sharding
 from sapo_jax.models.compute_dtype import resolve_compute_dtype
 from sapo_jax.models.decoder import init_params
 from sapo_jax.models.sources import LoadedModel, load
@@ -115,26 +118,61 @@ def load_model(config: SapoConfig) -> LoadedModel:
 
 
 def build_host(
-    config: SapoConfig, model: LoadedModel, compute_dtype: str, *, per_program: int = 0, learning: bool = True
+    config: SapoConfig,
+    model: LoadedModel,
+    compute_dtype: str,
+    *,
+    per_program: int = 0,
+    learning: bool = True,
+    kind: Callable[..., Host] = Host,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Host:
     """Returns the host with every node at the model's weights; `init:` weights follow from the run's seed.
 
     Args:
         per_program: nodes in one compiled call; 0: `nodes_per_program`. Checkpoints are laid out by it.
         learning: False for a host that only samples, without optimizer state.
+        kind: makes the host from what `Host` takes; the processes of a group have kinds of their own.
+        say: is told how much memory the host and its work need.
+
+    Raises:
+        ConfigError: fewer devices than the mesh needs, or more memory needed than there is.
     """
+    per_program = per_program or nodes_per_program(config)
+    _check_memory(config, model, compute_dtype, per_program=per_program, learning=learning, say=say)
     params = model.params
     if params is None:
         params = jax.device_get(init_params(model.config, jax.random.key(hash_seed(config.seed, "init"))))
-    return Host(
+    return kind(
         config,
         model.config,
         params,
         end_id=model.tokenizer.end_id,
         dtype=jnp.dtype(compute_dtype),
-        nodes_per_program=per_program or nodes_per_program(config),
+        nodes_per_program=per_program,
         learning=learning,
     )
+
+
+def _check_memory(
+    config: SapoConfig,
+    model: LoadedModel,
+    compute_dtype: str,
+    *,
+    per_program: int,
+    learning: bool,
+    say: Callable[[str], object],
+) -> None:
+    host = config.host
+    mesh = sharding.make_mesh(node=host.mesh_node, data=host.mesh_data, fsdp=host.mesh_fsdp, tensor=host.mesh_tensor)
+    plan = plan_memory(
+        config, model.config, mesh, compute_dtype=compute_dtype, nodes_per_program=per_program, learning=learning
+    )
+    if not learning:
+        plan = plan.only()  # whoever asks such a host says how many questions and completions at a time
+    limit = memory_limit_bytes(jax.local_devices()[0])
+    require_fit(plan, limit, config, nodes_per_program=per_program)
+    say(describe(plan, limit))
 
 
 def compute_dtype(config: SapoConfig, model: LoadedModel) -> str:
@@ -151,6 +189,11 @@ def nodes_per_program(config: SapoConfig) -> int:
     if not per_program:
         per_program = 1 if config.host.mesh_node == 1 and jax.default_backend() == "cpu" else config.nodes
     return per_program
+
+
+def writes_in_background() -> bool:
+    """Returns whether checkpoints are written while the devices work on: not on a CPU, which is a device here."""
+    return jax.default_backend() != "cpu"
 
 
 def build_stream(config: SapoConfig, tasks: TaskSide, node_id: str) -> TaskStream:

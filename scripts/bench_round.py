@@ -9,7 +9,8 @@ dimensions, random weights): W1 sampling, prompt 128, 128 new tokens; W2 the upd
 W3 their log-probs; W4 a round, prompt 256, 32 new tokens; W4_470 the same with prompts of 470.
 
 Contenders: ours; reference, which is how the paper's public code does it in torch; best_torch, which is
-torch done well. All get the same weights, prompts and completions, and their log-probs and gradient norms
+torch done well; and, when asked for, the libraries trl and tunix (scripts/peers says what each does otherwise,
+and the table repeats it). All get the same weights, prompts and completions, and their log-probs and gradient norms
 must agree. Each run is a process of its own, and contenders take turns, so what the machine does meanwhile
 falls on all. Ratios are times per node: above 1 ours is faster.
 """
@@ -32,13 +33,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is not installed
 
-from scripts.bench.contender import CONTENDERS
+from scripts.bench.contender import CONTENDERS, USUAL
 from scripts.bench.processes import BenchError, names_of, run_json, say
 from scripts.bench.report import markdown, picture, seconds_per_node
 from scripts.bench.workloads import DTYPES, MODELS, WORKLOADS
+from scripts.peers.packages import missing
 
 # How far log-probs and gradient norms may differ between implementations, relative.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}
+COMPILED = {"ours", "tunix"}  # whose first run is no measure on a CPU either
 
 
 def main() -> None:
@@ -60,7 +63,10 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Returns everything that was measured, JSON-ready: `runs`, `ratios`, `floors`, and what it depends on."""
-    if set(options.contenders) != {"ours"} and find_spec("torch") is None:
+    for contender in options.contenders:
+        if lack := missing(contender):
+            raise BenchError(lack)
+    if set(options.contenders) - COMPILED and find_spec("torch") is None:
         raise BenchError("no torch here, which the others need: pip install -e '.[baseline]' -c constraints.txt")
     floors = {dtype: _floor(options, dtype) for dtype in options.dtypes}  # also says whether there is such a device
     cases = list(itertools.product(options.workloads, options.dtypes, options.contenders))
@@ -113,8 +119,8 @@ def require_agreement(runs: dict[str, Any]) -> None:
             continue  # what was sampled differs
         for dtype, by_contender in by_dtype.items():
             checks = {contender: each[0]["checked"] for contender, each in by_contender.items()}
-            for name in next(iter(checks.values())):
-                values = {contender: check[name] for contender, check in checks.items()}
+            for name in {name: None for check in checks.values() for name in check}:
+                values = {contender: check[name] for contender, check in checks.items() if name in check}
                 low, high = min(values.values()), max(values.values())
                 is_finite = all(map(math.isfinite, values.values()))
                 if not is_finite or high - low > AGREEMENT[dtype] * max(abs(low), abs(high)):
@@ -127,8 +133,8 @@ def _contend(options: argparse.Namespace, workload: str, dtype: str, contender: 
     arguments += [f"--runs={options.runs}"]
     if contender == "ours":
         arguments += [f"--nodes={options.nodes}", *options.ours]
-    elif options.device == "cpu":
-        arguments += ["--warm_runs=0"]  # nothing is compiled
+    elif options.device == "cpu" and contender not in COMPILED:
+        arguments += ["--warm_runs=0"]
     return run_json("scripts.bench.contender", arguments)
 
 
@@ -142,7 +148,7 @@ def _machine() -> dict[str, str]:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    for package in ("jax", "flax", "torch", "transformers", "numpy"):
+    for package in ("jax", "flax", "torch", "transformers", "numpy", "trl", "google-tunix"):
         try:
             yield package, version(package)
         except PackageNotFoundError:
@@ -155,7 +161,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, default="smollm2_135m", help="whose dimensions")
     parser.add_argument("--nodes", type=int, default=1, help="of ours, at the same time")
     parser.add_argument("--workloads", type=names_of(WORKLOADS), default=list(WORKLOADS), help=",".join(WORKLOADS))
-    parser.add_argument("--contenders", type=names_of(CONTENDERS), default=list(CONTENDERS), help=",".join(CONTENDERS))
+    parser.add_argument("--contenders", type=names_of(CONTENDERS), default=list(USUAL), help=",".join(CONTENDERS))
     parser.add_argument("--dtypes", type=names_of(DTYPES), default=list(DTYPES), help=",".join(DTYPES))
     parser.add_argument("--repeats", type=int, default=3, help="processes of each contender")
     parser.add_argument("--runs", type=int, default=1, help="timed runs in each process")

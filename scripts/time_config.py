@@ -131,7 +131,7 @@ def measure(config: SapoConfig, model: LoadedModel, rounds: int) -> dict[str, An
         config = with_usual_prompts(config, model, tasks)
         prompter = wiring.build_prompter(config, model, tasks)
         dtype = wiring.compute_dtype(config, model)
-        host = wiring.build_host(config, model, dtype)
+        host = wiring.build_host(config, model, dtype, say=print)
         tasks = dataclasses.replace(tasks, verifier=HalfRight(tasks.verifier))
         tasks.verifier.warm_up()
         nodes = wiring.build_nodes(config, prompter, tasks, wiring.memory_hub(config))
@@ -159,6 +159,7 @@ def measure(config: SapoConfig, model: LoadedModel, rounds: int) -> dict[str, An
             parts[part] |= {"flops": flops[part], "floor_s": flops[part] / rate}
     return {
         "parts": parts,
+        "device_idle_frac": statistics.median(metrics["time/device_idle_frac"] for metrics in played),
         "first_round_s": first_s,
         "matmul_flops_per_s": rate,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -189,6 +190,7 @@ def describe(config: SapoConfig, result: dict[str, Any]) -> str:
         lines.append(line.rstrip())
     lines += [
         "",
+        f"devices idle: {result['device_idle_frac']:.1%} of a round, with neither sampling nor update pending",
         f"floor: {result['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s in one large matrix product",
         f"peak memory: {result['peak_memory_bytes'] / 2**30:.2f} GiB; first round: {result['first_round_s']:.1f} s",
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,10 +91,19 @@ class RuleHost:
             for node, row in enumerate(questions)
         ]
 
+    def start_sample(self, *args: Any, **kwargs: Any) -> Iterator[list[list[list[SampledRow]]]]:
+        return iter([self.sample(*args, **kwargs)])  # one program holds all nodes
+
     def update(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
         self.events.append("update")
         self.batches.append(batches)
         return [{} for _ in batches]
+
+    def start_update(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
+        return iter(self.update(batches))
+
+    def busy_s(self) -> float:
+        return 0.0
 
     def supervise(self, batches: Sequence[Batch]) -> None:
         self.events.append("supervise")

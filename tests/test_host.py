@@ -238,3 +238,21 @@ def test_supervised_steps_and_a_fresh_beginning() -> None:
     for ours, kept, theirs in zip(*map(jax.tree.leaves, (host.params_of(1), reference, learned)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_array_equal(kept[0], theirs)
+
+
+@pytest.mark.parametrize("nodes_per_program", [1, 2])
+def test_what_is_begun_is_what_would_have_been_done(nodes_per_program: int) -> None:
+    config = replace(CONFIG, nodes=4)
+    waiting, begun = (make_host(config, nodes_per_program=nodes_per_program) for _ in range(2))
+    generator = np.random.default_rng(3)
+    prompts, batches = random_prompts(generator, 4, 2, 8), random_batches(generator, 4, 4, 8)
+    parts = begun.start_sample(prompts, [1, 2, 3, 4], 1.0, group_size=GROUP)
+    learning = begun.start_update(batches)  # while nobody has read a completion
+    rows = waiting.sample(prompts, [1, 2, 3, 4], 1.0, group_size=GROUP)
+    found = list(parts)
+    assert [len(part) for part in found] == [nodes_per_program] * (4 // nodes_per_program)
+    assert [row for part in found for row in part] == rows
+    assert list(learning) == waiting.update(batches)
+    for ours, theirs in zip(jax.tree.leaves(begun.arrays), jax.tree.leaves(waiting.arrays), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert 0 < begun.busy_s() == begun.busy_s()

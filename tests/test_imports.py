@@ -26,6 +26,7 @@ SHELL = {"command", "command_line", "signals", "summary", "swarm_flags", "traine
 NODE = {"algo", "models", "sampling", "text", "tasks", "swarm", "learner"}
 ASSEMBLY = {"presets", "checkpoint", "evaluation", "host", "node", "prompting", "cold_start", "wiring"}
 ASSEMBLY |= {"member", "training"}
+GROUP = {"process_link", "process_group", "mirrored_host"}  # several processes on one mesh
 
 # Unit (module or package under sapo_jax) -> the other units it may import.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -42,13 +43,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "swarm": BASE,
     "learner": BASE | {"algo", "models", "text"},
     **{unit: BASE | RECORDS for unit in RECORDS},
-    "checkpoint": BASE | RECORDS,
-    "host": BASE | {"algo", "models", "sampling", "text", "learner"},
+    "device_clock": set(),
+    "host_copy": set(),
+    "checkpoint": BASE | RECORDS | {"host_copy"},
+    "host": BASE | {"algo", "models", "sampling", "text", "learner", "device_clock"},
     "prompting": BASE | {"text", "tasks", "host"},
     "evaluation": BASE | NODE | {"statistics", "metrics", "workdir", "host", "prompting"},
     "node": BASE | NODE | {"statistics", "metrics", "host", "prompting"},
     "cold_start": BASE | NODE | {"host", "prompting"},
-    "wiring": BASE | NODE | {"host", "node", "prompting"},
+    "memory_plan": BASE | {"models"},
+    "memory_fit": BASE | {"memory_plan"},
+    "wiring": BASE | NODE | {"host", "node", "prompting", "memory_plan", "memory_fit"},
+    "process_link": set(),
+    "process_group": BASE | {"command_line", "process_link", "workdir"},
+    "mirrored_host": BASE | {"host", "process_group", "process_link", "signals"},
     "signals": set(),
     "summary": RECORDS,
     "swarm_flags": {"swarm"},
@@ -56,8 +64,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": BASE | RECORDS | NODE | (ASSEMBLY - {"training"}) | {"signals", "swarm_flags"},
     "trained": BASE | RECORDS | NODE | (ASSEMBLY - {"training"}),
     "command_line": BASE,
-    "command": BASE | RECORDS | NODE | {"checkpoint", "command_line"},
+    "command": BASE | RECORDS | NODE | {"checkpoint", "command_line", "memory_fit", "process_group"},
     **{unit: BASE | RECORDS | NODE | ASSEMBLY | SHELL for unit in COMMANDS},
+    "main": BASE | RECORDS | NODE | ASSEMBLY | SHELL | GROUP,
     **{unit: BASE | {"tasks", "swarm", "swarm_flags", "command_line", "signals"} for unit in LIGHT_COMMANDS},
 }
 
@@ -70,7 +79,7 @@ CONCRETE: dict[str, set[str]] = {
     "tasks.scoring_pool": {"wiring"},
     "text.byte_tokenizer": {"models"},
     "text.gguf_tokenizer": {"models"},
-    "models": {"models", "sampling", "learner", "host", "wiring", "trained", "command", "export"},
+    "models": {"models", "sampling", "learner", "host", "wiring", "trained", "command", "export", "memory_plan"},
     "models.sources": {"wiring", "trained"},
     "models.hf_export": {"export"},
     "learner.optimizer": {"host"},

@@ -162,6 +162,21 @@ def test_a_round_lays_the_training_set_out() -> None:
         assert (values["groups/local"], values["groups/external"]) == (2, 3)
         assert values["tokens/trained"] == batch.completion_mask.sum()
         assert values["tokens/truncated_frac"] == 0.5
+        positions = 0  # that hold a token, counted one by one
+        for prompt, group in zip(batch.prompt_mask, batch.completion_mask, strict=True):
+            positions += sum(prompt.tolist()) + sum(sum(row) for row in group.tolist())
+        size = batch.prompt_tokens.size + batch.completion_tokens.size
+        assert 0 < positions < size
+        assert values["tokens/padding_frac"] == pytest.approx(1 - positions / size)
+
+
+def test_rows_that_only_fill_the_shape_count_as_padding() -> None:
+    """Without anybody to pull from, two of four groups are fillers: half of all positions, and more."""
+    swarm = _swarm(small_config(nodes=1, sharing=_sharing(2, 2)))
+    (metrics,) = swarm.play()
+    ((batch,),) = swarm.host.batches
+    assert batch.valid.any(axis=1).tolist() == [True, True, False, False]
+    assert metrics["tokens/padding_frac"] >= 0.5
 
 
 def test_the_round_draws_with_seeds_of_its_own() -> None:

@@ -44,7 +44,7 @@ def _full(rounds: int, nodes: int) -> list[Record]:
                 values |= {"reward/own_mean": 0.2 * share, "reward/train_mean": 0.3 * share}
                 values |= {"groups/informative_frac": 0.4, "groups/external": 4, "policy/entropy": 1 - share}
                 values |= {"policy/own_logprob_mean": -1.0, "time/round_s": 3.5, "tokens/generated": 900}
-                values |= {"policy/external_logprob_mean": math.nan}
+                values |= {"policy/external_logprob_mean": math.nan, "time/device_idle_frac": 0.1}
             if round % 10 == 0:
                 values |= {
                     "eval/strict_pass_at_1": 0.05 + 0.2 * share,

@@ -6,69 +6,88 @@ N = K * R query heads, K key/value heads, H head size. Scores and softmax are fl
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 
-def causal(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+class KeyValues(NamedTuple):
+    """Keys, rotated, and values of one layer or of all; their shape is said where they are taken or returned."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+def causal(q: jax.Array, keys: KeyValues, mask: jax.Array) -> jax.Array:
     """Returns [B, S, N, H]: every position sees the valid positions up to itself.
 
     Args:
-        q: [B, S, N, H]. k, v: [B, S, K, H].
+        q: [B, S, N, H].
+        keys: k and v [B, K, S, H].
         mask: [B, S] bool, which keys are real tokens.
     """
-    grouped = _group(q, k.shape[-2])  # [B, S, K, R, H]
     length = q.shape[1]
     seen = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
     # A padded query may see no key at all; letting it see itself keeps its softmax finite.
     seen = seen | jnp.eye(length, dtype=bool)[None]
-    scores = _scores("bskrh,btkh->bkrst", grouped, k)
-    scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return _ungroup(_mix("bkrst,btkh->bskrh", weights, v))
+    grouped = _heads_first(q, keys.k.shape[1])  # [B, K, S, R, H]
+    scores = _scores("bkxh,bkth->bkxt", _flat(grouped, 2), keys.k).reshape(*grouped.shape[:-1], length)
+    scores = jnp.where(seen[:, None, :, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    context = _mix("bkxt,bkth->bkxh", _flat(weights, 2), keys.v)
+    return _positions_first(context.astype(q.dtype).reshape(grouped.shape))
 
 
 def shared_prompt(
-    q: jax.Array,
-    prompt_k: jax.Array,
-    prompt_v: jax.Array,
-    prompt_mask: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    seen: jax.Array,
+    q: jax.Array, prompt: KeyValues, prompt_mask: jax.Array, own: KeyValues, seen: jax.Array
 ) -> jax.Array:
     """Returns [Q, G, C, N, H]: completion positions see their question's prompt and their own past.
 
     The prompt's keys exist once per question and are read by all G completions. The softmax runs
-    over both key sets together, so the result equals attention over their concatenation.
+    over both key sets together, so the result equals attention over their concatenation. Everything keeps the order
+    question, head, completion, position, in which both products need no copy of their factors.
 
     Args:
         q: [Q, G, C, N, H] queries of completion positions.
-        prompt_k, prompt_v: [Q, S, K, H]. prompt_mask: [Q, S] bool.
-        k, v: [Q, G, E, K, H] keys and values of the completion itself (E = C, or the cache length).
+        prompt: k and v [Q, K, S, H]. prompt_mask: [Q, S] bool.
+        own: k and v [Q, K, G, E, H] of the completion itself (E = C, or the cache length).
         seen: [C, E] bool, which of them each position may see.
     """
-    grouped = _group(q, k.shape[-2])  # [Q, G, C, K, R, H]
-    far = _scores("qgckrh,qskh->qkrgcs", grouped, prompt_k)
+    questions, g, c = q.shape[:3]
+    grouped = _heads_first(q.reshape(questions, g * c, *q.shape[3:]), prompt.k.shape[1])  # [Q, K, G * C, R, H]
+    rows = (*grouped.shape[:2], g, c, grouped.shape[3])  # (Q, K, G, C, R)
+    far = _scores("qkxh,qksh->qkxs", _flat(grouped, 2), prompt.k).reshape(*rows, prompt.k.shape[2])
     far = jnp.where(prompt_mask[:, None, None, None, None, :], far, -jnp.inf)
-    near = _scores("qgckrh,qgekh->qkrgce", grouped, k)
-    near = jnp.where(seen[None, None, None, None], near, -jnp.inf)
+    near = _scores("qkgxh,qkgeh->qkgxe", _flat(grouped.reshape(*rows, -1), 3), own.k).reshape(*rows, own.k.shape[3])
+    near = jnp.where(seen[None, None, None, :, None, :], near, -jnp.inf)
     # `initial`: a prompt of one token has no context at all.
     top = jnp.maximum(far.max(-1, keepdims=True, initial=-jnp.inf), near.max(-1, keepdims=True))
     top = jax.lax.stop_gradient(top)  # the softmax does not depend on it
     far, near = jnp.exp(far - top), jnp.exp(near - top)
     total = far.sum(-1, keepdims=True) + near.sum(-1, keepdims=True)
-    context = _mix("qkrgcs,qskh->qgckrh", (far / total).astype(v.dtype), prompt_v)
-    context = context + _mix("qkrgce,qgekh->qgckrh", (near / total).astype(v.dtype), v)
-    return _ungroup(context)
+    far, near = far.astype(q.dtype), near.astype(q.dtype)
+    context = _mix("qkxs,qksh->qkxh", _flat(far, 2), prompt.v).reshape(*rows, -1)
+    context = context + _mix("qkgxe,qkgeh->qkgxh", _flat(near, 3), own.v).reshape(*rows, -1)
+    return _positions_first((context / total).astype(q.dtype).reshape(grouped.shape)).reshape(q.shape)
 
 
-def _group(q: jax.Array, kv_heads: int) -> jax.Array:
-    return q.reshape(*q.shape[:-2], kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
+def _heads_first(q: jax.Array, kv_heads: int) -> jax.Array:
+    """Returns queries [B, S, N, H] as [B, K, S, R, H]."""
+    b, s, n, h = q.shape
+    return jnp.swapaxes(q.reshape(b, s, kv_heads, n // kv_heads, h), 1, 2)
 
 
-def _ungroup(context: jax.Array) -> jax.Array:
-    return context.reshape(*context.shape[:-3], context.shape[-3] * context.shape[-2], context.shape[-1])
+def _positions_first(context: jax.Array) -> jax.Array:
+    """Returns [B, K, S, R, H] as [B, S, N, H]."""
+    b, k, s, r, h = context.shape
+    return jnp.swapaxes(context, 1, 2).reshape(b, s, k * r, h)
+
+
+def _flat(x: jax.Array, first: int) -> jax.Array:
+    """Returns `x` with the axes from `first` to the last but one as one."""
+    return x.reshape(*x.shape[:first], math.prod(x.shape[first:-1]), x.shape[-1])
 
 
 def _scores(spec: str, q: jax.Array, k: jax.Array) -> jax.Array:
@@ -78,4 +97,4 @@ def _scores(spec: str, q: jax.Array, k: jax.Array) -> jax.Array:
 
 def _mix(spec: str, weights: jax.Array, v: jax.Array) -> jax.Array:
     wide = jnp.promote_types(v.dtype, jnp.float32)
-    return jnp.einsum(spec, weights, v, preferred_element_type=wide).astype(v.dtype)
+    return jnp.einsum(spec, weights, v, preferred_element_type=wide)

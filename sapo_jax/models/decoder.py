@@ -7,8 +7,10 @@ stacked on a leading axis and scanned. The functions that compute (`forward.py`)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -88,6 +90,32 @@ def bind(config: DecoderConfig, params: Params) -> Decoder:
     """Returns the module over `params`; cheap, meant to be called inside pure functions."""
     graph, _ = _description(config)
     return nnx.merge(graph, nnx.State(params))
+
+
+def prepare_decoding(config: DecoderConfig, params: Params, dtype: jnp.dtype) -> tuple[Params, list[Params]]:
+    """Returns parameters and the L layers one by one, which decode the same with less work a step.
+
+    Numbers are of `dtype` once instead of in every step, and a tied head is a kernel of its own, transposed. The
+    parameters hold no blocks.
+    """
+
+    def converted(tree: Params) -> Params:
+        return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+    layers = [converted(jax.tree.map(itemgetter(layer), params["blocks"])) for layer in range(config.layers)]
+    rest = converted({name: part for name, part in params.items() if name != "blocks"})
+    if config.tie_embeddings:
+        rest["head"] = {"kernel": rest["embed"]["embedding"].T}
+    return rest, layers
+
+
+def bind_decoding(config: DecoderConfig, params: Params, layers: Sequence[Params]) -> tuple[Decoder, list[Block]]:
+    """Returns the module and its blocks over what `prepare_decoding` made."""
+    graph, description = _description(replace(config, tie_embeddings=False))
+    blocks = nnx.to_pure_dict(description)["blocks"]  # shapes only; the blocks in use are those of `layers`
+    model = nnx.merge(graph, nnx.State(params | {"blocks": blocks}))
+    block_graph, _ = nnx.split(model.blocks)
+    return model, [nnx.merge(block_graph, nnx.State(layer)) for layer in layers]
 
 
 def abstract_params(config: DecoderConfig) -> Params:

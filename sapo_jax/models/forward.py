@@ -7,23 +7,19 @@ input c of a completion is the token before completion token c, so hidden state 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from sapo_jax.models import attention
 from sapo_jax.models.architecture import DecoderConfig
-from sapo_jax.models.decoder import Params, bind
+from sapo_jax.models.attention import KeyValues
+from sapo_jax.models.decoder import Params, bind, bind_decoding
 from sapo_jax.models.layers import Block, rope_angles
-
-
-class KeyValues(NamedTuple):
-    """Keys and values of all layers, rotated: each [L, ..., K, H]."""
-
-    k: jax.Array
-    v: jax.Array
+from sapo_jax.models.slots import write_slot
 
 
 def forward(
@@ -52,54 +48,78 @@ def prefill(
     mask: jax.Array,
     *,
     dtype: jnp.dtype = jnp.float32,
-) -> KeyValues:
-    """Returns the keys and values [L, Q, S, K, H] of prompt contexts [Q, S]."""
-    return _causal_blocks(config, params, tokens, positions, mask, dtype, collect=True)[1]
+) -> list[KeyValues]:
+    """Returns each layer's keys and values [Q, K, S, H] of prompt contexts [Q, S]."""
+    k, v = _causal_blocks(config, params, tokens, positions, mask, dtype, collect=True)[1]  # [L, Q, K, S, H]
+    return [KeyValues(k[layer], v[layer]) for layer in range(config.layers)]
 
 
-def empty_cache(config: DecoderConfig, rows: tuple[int, ...], length: int, dtype: jnp.dtype) -> KeyValues:
-    """Returns a zero cache [L, *rows, length, K, H]."""
-    shape = (config.layers, *rows, length, config.kv_heads, config.head_size)
-    return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def empty_cache(config: DecoderConfig, rows: tuple[int, ...], length: int, dtype: jnp.dtype) -> list[KeyValues]:
+    """Returns the zero cache of each layer: k [..., Q, K, G, H, length], v [..., Q, K, G, length, H].
+
+    It holds numbers of `dtype`. On a CPU they lie in float32: XLA's back end there has no bfloat16 updates of slices
+    and would widen the whole cache in every step.
+    """
+    if jax.default_backend() == "cpu":
+        dtype = jnp.promote_types(dtype, jnp.float32)
+    v = jnp.zeros((*rows[:-1], config.kv_heads, rows[-1], length, config.head_size), dtype)
+    return [KeyValues(v.mT, v)] * config.layers
 
 
 def decode_step(
     config: DecoderConfig,
     params: Params,
+    layers: Sequence[Params],
     tokens: jax.Array,
     positions: jax.Array,
+    step: jax.Array,
+    prompt: Sequence[KeyValues],
+    prompt_mask: jax.Array,
+    cache: Sequence[KeyValues],
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[jax.Array, list[KeyValues]]:
+    """Returns logits [Q, G, V] after one more token of every completion, and the cache with it.
+
+    Layers are spelled out, not scanned: a scan would copy every layer's weights and cache out of their stacks in every
+    step, which costs a third of it on a CPU.
+
+    Args:
+        params, layers: see `prepare_decoding`.
+        tokens, positions: [Q, G] int32. step: scalar int32, the same for all rows.
+        prompt: of each layer k and v [Q, K, S, H], shared by the G completions. prompt_mask: [Q, S] bool.
+        cache: see `empty_cache`; slots before `step` are filled.
+        dtype: of activations.
+    """
+    model, blocks = bind_decoding(config, params, layers)
+    angles = rope_angles(positions[..., None], config.head_size, config.rope_base)
+    seen = jnp.arange(cache[0].v.shape[-2]) <= step  # [C]
+    hidden = model.embed_tokens(tokens, dtype)[..., None, :]  # [Q, G, 1, D]
+    extended: list[KeyValues] = []
+    for block, far, near in zip(blocks, prompt, cache, strict=True):
+        attend = partial(_extend_and_attend, step=step, prompt=far, prompt_mask=prompt_mask, cache=near, seen=seen)
+        hidden, near = block(hidden, angles, attend)
+        extended.append(near)
+    return model.logits(hidden[..., 0, :]), extended
+
+
+def _extend_and_attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
     step: jax.Array,
     prompt: KeyValues,
     prompt_mask: jax.Array,
     cache: KeyValues,
+    seen: jax.Array,
 ) -> tuple[jax.Array, KeyValues]:
-    """Returns logits [Q, G, V] after one more token of every completion, and the cache with it.
-
-    Args:
-        tokens, positions: [Q, G] int32. step: scalar int32, the same for all rows.
-        prompt: [L, Q, S, K, H], shared by the G completions. prompt_mask: [Q, S] bool.
-        cache: [L, Q, G, C, K, H]; slots before `step` are filled.
-    """
-    model = bind(config, params)
-    angles = rope_angles(positions[..., None], config.head_size, config.rope_base)
-    seen = (jnp.arange(cache.k.shape[3]) <= step)[None]  # [1, C]
-
-    def body(block: Block, carry: tuple[jax.Array, KeyValues], layer: tuple) -> tuple:
-        hidden, cache = carry
-        index, prompt_k, prompt_v = layer
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValues]:
-            updated = KeyValues(_write(cache.k, k, index, step), _write(cache.v, v, index, step))
-            own_k = lax.dynamic_index_in_dim(updated.k, index, keepdims=False)
-            own_v = lax.dynamic_index_in_dim(updated.v, index, keepdims=False)
-            return attention.shared_prompt(q, prompt_k, prompt_v, prompt_mask, own_k, own_v, seen), updated
-
-        return block(hidden, angles, attend), None
-
-    hidden = model.embed_tokens(tokens, cache.k.dtype)[..., None, :]  # [Q, G, 1, D]
-    layers = (jnp.arange(config.layers, dtype=jnp.int32), prompt.k, prompt.v)
-    (hidden, cache), _ = model.scan_blocks(body, (hidden, cache), layers)
-    return model.logits(hidden[..., 0, :]), cache
+    """Returns the context [Q, G, 1, N, H] of the new position, and the layer's cache with it in slot `step`."""
+    cache = KeyValues(
+        write_slot(cache.k, jnp.moveaxis(k, (1, 2), (2, 4)), step, axis=-1),
+        write_slot(cache.v, jnp.moveaxis(v, (1, 2), (2, 3)), step, axis=-2),
+    )
+    return attention.shared_prompt(q, prompt, prompt_mask, KeyValues(cache.k.mT, cache.v), seen[None]), cache
 
 
 def shared_prompt_hidden(
@@ -136,8 +156,11 @@ def shared_prompt_hidden(
         def own(x: jax.Array) -> jax.Array:
             return x[:, s:].reshape(q_count, g, c, *x.shape[2:])  # [Q, G, C, heads, H]
 
-        prompt = attention.causal(q[:, :s], k[:, :s], v[:, :s], context_mask)
-        completion = attention.shared_prompt(own(q), k[:, :s], v[:, :s], context_mask, own(k), own(v), seen)
+        keys = KeyValues(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))  # [Q, K, S + G * C, H]
+        context_keys = jax.tree.map(lambda x: x[:, :, :s], keys)
+        own_keys = jax.tree.map(lambda x: x[:, :, s:].reshape(*x.shape[:2], g, c, x.shape[-1]), keys)
+        prompt = attention.causal(q[:, :s], context_keys, context_mask)
+        completion = attention.shared_prompt(own(q), context_keys, context_mask, own_keys, seen)
         return jnp.concatenate([prompt, completion.reshape(q_count, g * c, *prompt.shape[2:])], axis=1), None
 
     def body(block: Block, hidden: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -162,14 +185,9 @@ def _causal_blocks(
 
     def body(block: Block, hidden: jax.Array, _: None) -> tuple[jax.Array, KeyValues | None]:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValues | None]:
-            return attention.causal(q, k, v, mask), KeyValues(k, v) if collect else None
+            keys = KeyValues(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
+            return attention.causal(q, keys, mask), keys if collect else None
 
         return block(hidden, angles, attend)
 
     return model.scan_blocks(body, model.embed_tokens(tokens, dtype), None)
-
-
-def _write(cache: jax.Array, rows: jax.Array, layer: jax.Array, step: jax.Array) -> jax.Array:
-    """Returns `cache` [L, Q, G, C, K, H] with `rows` [Q, G, 1, K, H] at (layer, step)."""
-    zero = jnp.zeros((), jnp.int32)
-    return lax.dynamic_update_slice(cache, rows[None], (layer, zero, zero, step, zero, zero))

@@ -7,6 +7,8 @@ whole carry each step.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,8 @@ from sapo_jax.algo.logprobs import token_logprobs
 from sapo_jax.algo.shapes import check_shapes
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import DecoderConfig
-from sapo_jax.models.decoder import Params
+from sapo_jax.models.attention import KeyValues
+from sapo_jax.models.decoder import Params, prepare_decoding
 from sapo_jax.sampling.draw import draw
 from sapo_jax.sampling.warp import warp
 
@@ -54,7 +57,7 @@ class _Loop(NamedTuple):
     keys: jax.Array  # [M]
     token: jax.Array  # [M, Q, G] the input of the next step
     done: jax.Array  # [M, Q, G]
-    cache: forward.KeyValues  # [L, M, Q, G, C, K, H]
+    cache: list[KeyValues]  # of each layer [M, Q, G, K, C, H]
     samples: Samples
 
 
@@ -92,30 +95,69 @@ def sample(
         seeds=(seeds, "M"),
         temperature=(temperature, ""),
     )
-    nodes, questions = sizes["M"], sizes["Q"]
-    rows = (nodes, questions, group_size)
-    params, axes = _layers_first(params)
-    context_mask = prompts.mask[..., :-1]
-    prompt_cache = jax.vmap(
-        lambda p, t, s, m: forward.prefill(config, p, t, s, m, dtype=dtype), in_axes=(axes, 0, 0, 0), out_axes=1
-    )(params, prompts.tokens[..., :-1], prompts.positions[..., :-1], context_mask)
-    last_position = prompts.positions[..., -1, None]  # [M, Q, 1]
-    decode_step = jax.vmap(
-        lambda *args: forward.decode_step(config, *args), in_axes=(axes, 0, 0, None, 1, 0, 1), out_axes=(0, 1)
+    draw_all = partial(
+        _sample,
+        config,
+        temperature=temperature,
+        end_id=end_id,
+        group_size=group_size,
+        max_new_tokens=max_new_tokens,
+        truncate=partial(warp, top_k=top_k, top_p=top_p, min_p=min_p),
+        dtype=dtype,
     )
+    if sizes["M"] > 1:
+        return draw_all(params, prompts, seeds, each=jax.vmap)
+    # Without its axis: around an axis of size 1 XLA's CPU back end copies the whole cache in every step.
+    single = jax.tree.map(lambda x: x[0], (params, prompts, seeds))
+    return jax.tree.map(lambda x: x[None], draw_all(*single, each=lambda function: function))
+
+
+def _sample(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Prompts,
+    seeds: jax.Array,
+    *,
+    each: Callable[[Callable[..., Any]], Callable[..., Any]],
+    temperature: jax.Array,
+    end_id: int,
+    group_size: int,
+    max_new_tokens: int,
+    truncate: Callable[[jax.Array], jax.Array],
+    dtype: jnp.dtype,
+) -> Samples:
+    """Returns what `sample` does; `each` maps a function over the node axis, if there is one."""
+    rows = (*prompts.tokens.shape[:-1], group_size)  # ([M,] Q, G), which stand before every other axis
+
+    @each
+    def prepare(params: Params, prompts: Prompts) -> tuple[Params, list[Params], list[KeyValues]]:
+        context = prompts.tokens[:, :-1], prompts.positions[:, :-1], prompts.mask[:, :-1]
+        return *prepare_decoding(config, params, dtype), forward.prefill(config, params, *context, dtype=dtype)
+
+    params, layers, prompt_cache = prepare(params, prompts)
+    context_mask, last_position = prompts.mask[..., :-1], prompts.positions[..., -1:]
 
     def unfinished(loop: _Loop) -> jax.Array:
         return (loop.step < max_new_tokens) & ~jnp.all(loop.done)
 
     def advance(loop: _Loop) -> _Loop:
-        positions = jnp.broadcast_to(last_position + loop.step, rows)
-        logits, cache = decode_step(params, loop.token, positions, loop.step, prompt_cache, context_mask, loop.cache)
+        @each
+        def decode(
+            params: Params, layers: list[Params], token: jax.Array, *prompt_and_cache: Any
+        ) -> tuple[jax.Array, list[KeyValues]]:
+            last_position, prompt_cache, context_mask, cache = prompt_and_cache
+            positions = jnp.broadcast_to(last_position + loop.step, token.shape)
+            return forward.decode_step(
+                config, params, layers, token, positions, loop.step, prompt_cache, context_mask, cache, dtype=dtype
+            )
+
+        logits, cache = decode(params, layers, loop.token, last_position, prompt_cache, context_mask, loop.cache)
         scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
-        split = jax.vmap(jax.random.split)(loop.keys)  # [M, 2]
-        uniforms = jax.vmap(lambda key: jax.random.uniform(key, (questions, group_size, 2)))(split[:, 1])
+        split = each(jax.random.split)(loop.keys)  # [[M,] 2]
+        uniforms = each(lambda key: jax.random.uniform(key, (*rows[-2:], 2)))(split[..., 1])
         drawn = lax.cond(
             temperature > 0,
-            lambda: draw(warp(scaled, top_k=top_k, top_p=top_p, min_p=min_p), uniforms),
+            lambda: draw(truncate(scaled), uniforms),
             lambda: jnp.argmax(scaled, axis=-1).astype(jnp.int32),
         )
         logprobs = token_logprobs(scaled, drawn).astype(jnp.float32)
@@ -128,12 +170,12 @@ def sample(
             stopped=old.stopped | ended,
             logprobs=_put(old.logprobs, jnp.where(alive, logprobs, 0), loop.step),
         )
-        return _Loop(loop.step + 1, split[:, 0], drawn, loop.done | ended, cache, samples)
+        return _Loop(loop.step + 1, split[..., 0], drawn, loop.done | ended, cache, samples)
 
     start = _Loop(
         step=jnp.zeros((), jnp.int32),
-        keys=jax.vmap(jax.random.key)(seeds),
-        token=jnp.broadcast_to(prompts.tokens[..., -1, None], rows),
+        keys=each(jax.random.key)(seeds),
+        token=jnp.broadcast_to(prompts.tokens[..., -1:], rows),
         done=jnp.zeros(rows, bool),
         cache=forward.empty_cache(config, rows, max_new_tokens, dtype),
         samples=Samples(
@@ -144,16 +186,6 @@ def sample(
         ),
     )
     return lax.while_loop(unfinished, advance, start).samples
-
-
-def _layers_first(params: Params) -> tuple[Params, dict[str, Any]]:
-    """Returns params with stacked leaves as [L, M, ...], and the node axis of each part.
-
-    Scanning layers of [M, L, ...] leaves would move the layer axis to the front in every decode
-    step; this does it once a call.
-    """
-    blocks = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), params["blocks"])
-    return params | {"blocks": blocks}, {name: 1 if name == "blocks" else 0 for name in params}
 
 
 def _put(rows: jax.Array, column: jax.Array, step: jax.Array) -> jax.Array:

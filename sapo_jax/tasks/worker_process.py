@@ -71,6 +71,7 @@ class WorkerProcess:
         self._decoder = FrameDecoder()
         self._log = tempfile.TemporaryFile()  # not a pipe, which could fill and stop the worker
         self._socket, theirs = socket.socketpair()
+        self._began_s = time.monotonic()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", *_PROGRAM, str(os.getpid())],
@@ -104,12 +105,12 @@ class WorkerProcess:
         return bool(self._unsent)
 
     def cpu_s(self) -> float:
-        """Returns the CPU time the process has used; where the system does not tell, the time of day instead."""
+        """Returns the CPU time the process has used; where the system does not tell, the time since its start."""
         if sys.platform == "linux":
             with contextlib.suppress(OSError):
                 # The kernel's number of the CPU clock of another process (clock_getcpuclockid).
                 return time.clock_gettime(~self._process.pid << 3 | 2)
-        return time.monotonic()
+        return time.monotonic() - self._began_s
 
     def wait_ready(self, limit_s: float = START_LIMIT_S) -> None:
         """Returns when the process can judge.

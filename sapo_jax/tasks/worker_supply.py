@@ -193,12 +193,10 @@ class WorkerSupply:
             OSError: the system starts none.
         """
         starting: list[WorkerProcess] = []
-        began_s: dict[WorkerProcess, float] = {}  # not 0 where the system tells the time of day only
         try:
             for _ in range(count):
                 worker = self._start_worker()
                 starting.append(worker)
-                began_s[worker] = worker.cpu_s()
                 with self._changed:
                     self._workers.add(worker)
                     if self._closed:
@@ -206,7 +204,7 @@ class WorkerSupply:
             while starting:
                 starting[0].wait_ready()
                 worker = starting.pop(0)
-                self._place(worker, worker.cpu_s() - began_s[worker])
+                self._place(worker, start_cost_s=worker.cpu_s())
         finally:
             for worker in starting:
                 worker.kill()

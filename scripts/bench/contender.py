@@ -15,19 +15,25 @@ from collections.abc import Callable
 
 from scripts.bench.processes import resident_peak_bytes
 from scripts.bench.workloads import DTYPES, MODELS, WORKLOADS, make_inputs, make_params, select_device
+from scripts.peers.packages import PEERS, missing
 
-CONTENDERS = ("ours", "reference", "best_torch")
+USUAL = ("ours", "reference", "best_torch")
+CONTENDERS = (*USUAL, *PEERS)
 SHAPE = ("questions", "group_size", "prompt", "completion")
 
 
 def main() -> None:
     """Reads the command line, does the work, prints."""
     options = _options()
+    if lack := missing(options.contender):
+        sys.exit(lack)
     shape = {name: value for name in SHAPE if (value := getattr(options, name))}
     workload, config = dataclasses.replace(WORKLOADS[options.workload], **shape), MODELS[options.model]
     inputs, params = make_inputs(workload, config.vocab_size, options.seed), make_params(config, options.seed)
     if options.contender == "ours":
         run, peak = _ours(options, workload, config, params, inputs)
+    elif options.contender == "tunix":
+        run, peak = _tunix(options, workload, config, params, inputs)
     else:
         run, peak = _torch(options, workload, config, params, inputs)
     del params
@@ -64,23 +70,31 @@ def _ours(options, workload, config, params, inputs) -> tuple[Callable, Callable
     return run, peak_memory_bytes
 
 
+def _tunix(options, workload, config, params, inputs) -> tuple[Callable, Callable[[], int]]:
+    from scripts.bench.floor import peak_memory_bytes
+    from scripts.peers import tunix_runner
+
+    select_device(options.device)
+    run = tunix_runner.build(workload, config, params, inputs, dtype=options.dtype, seed=options.seed)
+    return run, peak_memory_bytes
+
+
 def _torch(options, workload, config, params, inputs) -> tuple[Callable, Callable[[], int]]:
     import torch
-
-    from scripts.torch_baseline.build import build
 
     device = "cuda" if options.device == "gpu" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device=gpu: torch finds no GPU; is it the CPU build?")
-    run = build(
-        workload,
-        config,
-        params,
-        inputs,
-        dtype=options.dtype,
-        device=device,
-        is_reference=options.contender == "reference",
-    )
+    shared = {"dtype": options.dtype, "device": device}
+    if options.contender == "trl":
+        from scripts.peers import trl_runner
+
+        run = trl_runner.build(workload, config, params, inputs, seed=options.seed, **shared)
+    else:
+        from scripts.torch_baseline.build import build
+
+        is_reference = options.contender == "reference"
+        run = build(workload, config, params, inputs, is_reference=is_reference, **shared)
     return run, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak_bytes()
 
 
@@ -100,7 +114,7 @@ def _options() -> argparse.Namespace:
     group.add_argument("--nodes", type=int, default=1)
     group.add_argument("--nodes_per_program", type=int, default=0, help="0: all")
     group.add_argument("--micro_batch_groups", type=int, default=1)
-    group.add_argument("--remat", action="store_true")
+    group.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
     group.add_argument("--logit_chunk_tokens", type=int, default=4096)
     return parser.parse_args()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -10,17 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapo_jax.config import LearnerConfig, SamplingConfig, SapoConfig, SharingConfig
+from sapo_jax.config import ConfigError, LearnerConfig, SamplingConfig, SapoConfig, SharingConfig
 from sapo_jax.host import Host
 from sapo_jax.learner.step import Batch, batch_logprobs
+from sapo_jax.memory_fit import describe, memory_limit_bytes, require_fit
+from sapo_jax.memory_plan import plan_memory
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.decoder import Params
 from sapo_jax.models.node_axis import over_nodes
+from sapo_jax.models.sharding import make_mesh
 from sapo_jax.text.encode import EncodedPrompts
+from scripts.bench.processes import say
 from scripts.bench.workloads import Inputs, Kind, Workload
 
 NO_END = -1  # no token ends a completion
 LEARNING_RATE = 1e-6
+PHASES = {Kind.SAMPLE: ("sampling",), Kind.UPDATE: ("update",), Kind.SCORE: (), Kind.ROUND: ("sampling", "update")}
 
 
 def build(
@@ -34,7 +40,10 @@ def build(
     per_program: int,
     learner: LearnerConfig,
 ) -> Callable[[], dict[str, float]]:
-    """Returns a function that does the work once for all nodes and returns what can be checked of it."""
+    """Returns a function that does the work once for all nodes and returns what can be checked of it.
+
+    Says how much memory that needs; ends the process with one line if there is less.
+    """
     settings = SapoConfig(
         nodes=nodes,
         sampling=SamplingConfig(
@@ -43,6 +52,7 @@ def build(
         sharing=SharingConfig(local=workload.questions, external=0),
         learner=dataclasses.replace(learner, learning_rate=LEARNING_RATE, allow_truncated_positive=True),
     )
+    _check_memory(workload.kind, settings, config, dtype, per_program or nodes)
     host = Host(
         settings,
         config,
@@ -82,6 +92,19 @@ def build(
     scored = jax.jit(over_nodes(lambda params, batch: jnp.mean(one_node(params, batch)[0])))
     stacked = jax.tree.map(lambda x: jnp.stack([x] * (nodes // len(programs))), batch)
     return lambda: {"logprob_mean": [float(scored(params, stacked)[0]) for params in programs][0]}
+
+
+def _check_memory(kind: Kind, settings: SapoConfig, config: DecoderConfig, dtype: str, per_program: int) -> None:
+    learning = kind is not Kind.SAMPLE
+    plan = plan_memory(
+        settings, config, make_mesh(), compute_dtype=dtype, nodes_per_program=per_program, learning=learning
+    ).only(*PHASES[kind])
+    limit = memory_limit_bytes(jax.local_devices()[0])
+    try:
+        require_fit(plan, limit, settings, nodes_per_program=per_program)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    say(describe(plan, limit))
 
 
 def make_batch(prompts: EncodedPrompts, completions: np.ndarray, rewards: np.ndarray) -> Batch:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.workloads import WORKLOADS
+from scripts.peers.packages import PEERS
 
 _MEANINGS = {"W1": "sampling", "W2": "update", "W3": "scoring", "W4": "round", "W4_470": "round"}
 
@@ -50,6 +51,7 @@ def markdown(result: dict[str, Any]) -> str:
                     f"| {name} | {dtype} | {contender} | {middle:.3f} | {min(seconds):.3f} | {max(seconds):.3f} "
                     f"| {shape.tokens / middle:,.0f} | {middle / floor_s:.1f} | {peak / 2**30:.2f} |"
                 )
+    lines += _notes(result)
     others = sorted({other for row in result["ratios"].values() for other, value in row.items() if _is_number(value)})
     dtypes = list(floors)
     lines += ["", "How many times faster than each, in the same precision and each in its faster one:", ""]
@@ -60,6 +62,11 @@ def markdown(result: dict[str, Any]) -> str:
             cells = [f"{row[dtype][other]:.2f}" if other in row.get(dtype, {}) else "" for dtype in dtypes]
             lines.append(f"| {workload} | {other} | " + " | ".join([*cells, f"{row[other]:.2f}"]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    """Returns a line for each library in the table: in what its work differs."""
+    return [line for name in _contenders(result) if name in PEERS for line in ("", f"{name}: {PEERS[name].note}")]
 
 
 def picture(result: dict[str, Any], path: Path) -> None:

@@ -29,6 +29,7 @@ OF_ROUNDS = {
     "time/sample_s",
     "time/update_s",
     "time/round_s",
+    "time/device_idle_frac",
     "tokens/generated",
     "tokens/trained",
 }

@@ -13,7 +13,7 @@ import pytest
 
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
-from sapo_jax.models.decoder import bind
+from sapo_jax.models.decoder import bind, prepare_decoding
 from sapo_jax.models.layers import matmul
 from tests.models.random_models import CASES, random_params, small_config
 
@@ -110,10 +110,11 @@ def test_prefill_and_decode_steps_equal_one_forward_pass(family: str, tie: bool)
         tokens, positions, mask = (array[:, :-1] for array in prompts)
         prompt = forward.prefill(config, params, tokens, positions, mask, dtype=jnp.float64)
         cache = forward.empty_cache(config, (Q, G), C + 3, jnp.float64)  # longer than needed
+        prepared = prepare_decoding(config, params, jnp.float64)
         logits = []
         for c in range(C):
             one, cache = forward.decode_step(
-                config, params, inputs[..., c], places[..., c], jnp.int32(c), prompt, mask, cache
+                config, *prepared, inputs[..., c], places[..., c], jnp.int32(c), prompt, mask, cache, dtype=jnp.float64
             )
             logits.append(one)
         return jnp.stack(logits, axis=2)

@@ -42,9 +42,11 @@ def test_times_the_rounds_of_a_config(monkeypatch, tmp_path, capsys):
     # The update ran: sampled tokens became trained tokens, own ones alone at least 2 * 2 * 8 rows.
     assert parts["update"]["tokens_per_s"] * parts["update"]["median_s"] > 32
     assert result["peak_memory_bytes"] > 1e8
+    assert 0 < result["device_idle_frac"] < 1
     assert result["prompt_tokens"] == 128  # 20 would hold none, 500 is not needed
     printed = capsys.readouterr().out
     assert "2 own + 1 external groups of 8" in printed and "x floor" in printed
+    assert f"devices idle: {result['device_idle_frac']:.1%} of a round" in printed
 
 
 @pytest.mark.parametrize(("flag", "code", "message"), [("--rounds=0", 2, "rounds"), ("--device=abacus", 2, "device")])

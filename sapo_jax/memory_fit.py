@@ -1,0 +1,131 @@
+"""How much memory there is, and what to say of a plan: in one line, or that it does not fit and what to change."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sapo_jax.config import ConfigError, SapoConfig
+from sapo_jax.memory_plan import MemoryPlan
+
+GIB = 2**30
+
+OUT_OF_MEMORY_ADVICE = (
+    "lower config.learner.micro_batch_groups, config.learner.logit_chunk_tokens, config.host.nodes_per_program or "
+    "config.nodes, or set config.learner.remat=True"
+)
+
+_ROOT = Path("/")
+
+
+def memory_limit_bytes(device: Any) -> int | None:
+    """Returns the most memory that JAX may take for arrays on `device`, one of JAX's; None if nothing says so.
+
+    An accelerator says it itself; on a GPU it is the share that JAX reserves. All devices of a CPU
+    share the memory of the machine, or of the container if that is less, and so does everybody else.
+    """
+    if device.platform != "cpu":
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        return None if limit is None else int(limit)
+    return min(_limits(_ROOT), default=None)
+
+
+def describe(plan: MemoryPlan, limit: int | None) -> str:
+    """Returns the plan in one line; `limit` is how many bytes there are, None if unknown."""
+    parts = [f"{_joined(list(plan.state), 'and')} {_gib(plan.state_bytes)} GiB"]
+    parts += [f"{name} {_gib(plan.phase_bytes(name))}" for name in plan.phases]
+    return f"memory, at least: {', '.join(parts)}" + ("" if limit is None else f"; {_gib(limit)} here")
+
+
+def require_fit(plan: MemoryPlan, limit: int | None, config: SapoConfig, *, nodes_per_program: int) -> None:
+    """Makes sure that the plan fits into `limit` bytes; None, unknown, fits everything.
+
+    Raises:
+        ConfigError: it does not; the message names what takes most, both amounts, and which keys to change.
+    """
+    if limit is None or plan.needed_bytes <= limit:
+        return
+    phase = "" if plan.state_bytes > limit else plan.largest_phase
+    parts = plan.phases[phase] if phase else plan.state
+    largest = sorted(parts, key=lambda name: -parts[name])
+    first, *others = _keys(phase, largest[0], config, nodes_per_program)
+    change = _joined(["it", *others], "or") if others else "it"
+    raise ConfigError(
+        f"{first}: this needs at least {_gib(plan.needed_bytes)} GiB of memory and there are {_gib(limit)}; "
+        f"{phase or 'what is kept all the time'} takes {_gib(sum(parts.values()))} of them "
+        f"({', '.join(f'{name} {_gib(parts[name])}' for name in largest)}); change {change}"
+    )
+
+
+def _keys(phase: str, part: str, config: SapoConfig, nodes_per_program: int) -> list[str]:
+    """Returns the keys that make `part` of `phase` ("": of the state) smaller, the most useful first, its value too."""
+    sampling, learner = config.sampling, config.learner
+    questions = learner.micro_batch_groups or config.train_groups
+    lengths = [
+        ("config.sampling.group_size", sampling.group_size, sampling.group_size > 2),
+        ("config.sampling.prompt_buckets", sampling.prompt_buckets, sampling.max_prompt_tokens > 1),
+        ("config.sampling.max_new_tokens", sampling.max_new_tokens, sampling.max_new_tokens > 1),
+    ]
+    nodes = ("config.nodes", config.nodes, config.nodes > 1)
+    together = ("config.host.nodes_per_program", nodes_per_program, nodes_per_program > 1)
+    recompute = ("config.learner.remat", learner.remat, not learner.remat)
+    smaller = ("config.model.source", config.model.source, True)  # always possible, never the first wish
+    if not phase:
+        keys = [nodes, ("config.learner.kl_coef", learner.kl_coef, part == "reference"), smaller]
+    elif part in ("gradients", "a copy of the weights"):
+        keys = [together, nodes, smaller]
+    elif phase == "cold start":
+        keys = [("config.cold_start.batch_rows", config.cold_start.batch_rows, True), recompute, together]
+    elif phase == "evaluation":
+        per_call = config.eval.questions_per_call or config.sharing.local
+        keys = [("config.eval.questions_per_call", per_call, per_call > 1), *lengths, together]
+    elif phase == "sampling":
+        keys = [together, ("config.sharing.local", config.sharing.local, config.sharing.local > 1), *lengths]
+    elif part == "logits":
+        keys = [("config.learner.logit_chunk_tokens", learner.logit_chunk_tokens, True), together]
+    else:
+        keys = [("config.learner.micro_batch_groups", questions, questions > 1), recompute, together, *lengths]
+    if nodes not in keys:
+        keys.append(nodes)  # leaves more room beside the state
+    found = [(key, value) for key, value, helps in keys if helps] or [smaller[:2]]
+    return [f"{found[0][0]} = {found[0][1]!r}", *(key for key, _ in found[1:])]
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """Yields the memory of the machine and every limit above this process, [bytes]; what cannot be read has none."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                yield 1024 * int(line.split()[1])
+    for path in _limit_files(root):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            yield int(path.read_text())
+
+
+def _limit_files(root: Path) -> Iterator[Path]:
+    """Yields where the limits of this process's control groups are, of both versions, up to their roots."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, named = line.partition(":")
+        controllers, separator, group = named.partition(":")
+        is_first_version = "memory" in controllers.split(",")
+        if not separator or (controllers and not is_first_version):
+            continue
+        top = root / ("sys/fs/cgroup/memory" if is_first_version else "sys/fs/cgroup")
+        name = "memory.limit_in_bytes" if is_first_version else "memory.max"
+        place = PurePosixPath(group.lstrip("/"))
+        # A container may see its own group as the root, so not every folder on the way is there.
+        yield from (top / part / name for part in (place, *place.parents))
+
+
+def _gib(value: int) -> str:
+    return f"{value / GIB:.1f}" if value >= GIB / 10 else f"{value / GIB:.2g}"
+
+
+def _joined(names: Sequence[str], last: str) -> str:
+    return f" {last} ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sapo_jax import checkpoint, host_copy
+from sapo_jax.checkpoint import Checkpointer, CheckpointError
+from sapo_jax.host_copy import copy_to_host, free_memory_bytes
+
+_ROOT = Path(checkpoint.__file__).parents[1]
+
+
+class _Gate:
+    """Holds every write up until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._opened = threading.Event()
+        write = Checkpointer._write
+
+        def held(*args: Any) -> None:
+            assert self._opened.wait(60)
+            write(*args)
+
+        monkeypatch.setattr(Checkpointer, "_write", held)
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> _Gate:
+    return _Gate(monkeypatch)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Lets no file grow past 64 KiB: a write beyond fails as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _noise(size: int) -> dict[str, jax.Array]:
+    return {"w": jax.random.normal(jax.random.key(0), (size,))}
+
+
+def test_what_is_written_is_what_was_handed_over(tmp_path: Path, gate: _Gate) -> None:
+    """Arrays are donated and host state goes on while the write has not even begun."""
+    arrays = {"w": jnp.arange(1000.0), "b": [jnp.ones((2, 3), jnp.bfloat16), jnp.int32(7)]}
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    expected = jax.tree.map(lambda x: np.array(x), arrays)
+    state = {"pool": [1, 2], "position": 3}
+    with Checkpointer(tmp_path, background=True) as checkpoints:
+        checkpoints.save(1, arrays, state)
+        assert checkpoints.rounds() == ()
+        for _ in range(3):
+            arrays = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)(arrays)
+        jax.block_until_ready(arrays)
+        state["pool"].append(4)
+        gate.open()
+        restored = checkpoints.restore(None, target)  # waits
+    assert restored.host_state == {"pool": [1, 2], "position": 3}
+    assert jax.tree.map(lambda x: x.dtype, restored.arrays) == jax.tree.map(lambda x: x.dtype, target)
+    jax.tree.map(np.testing.assert_array_equal, restored.arrays, expected)
+
+
+def test_arrays_come_back_with_their_targets_sharding(tmp_path: Path) -> None:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("node",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("node"))
+    whole = jax.device_put(jnp.arange(len(jax.devices()) * 6.0).reshape(-1, 6), spread)
+    with Checkpointer(tmp_path, background=True) as checkpoints:
+        checkpoints.save(1, {"w": whole}, {})
+        back = checkpoints.restore(1, {"w": whole}).arrays["w"]
+    assert back.sharding == spread
+    np.testing.assert_array_equal(np.asarray(back), np.asarray(whole))
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path, keep_last=2, background=True) as checkpoints:
+        for round, metric in enumerate((0.2, 0.9, None, 0.5, float("nan")), start=1):
+            checkpoints.save(round, {"w": jnp.full((4,), round)}, {}, metric)
+        checkpoints.save(5, {"w": jnp.zeros((4,), jnp.int32)}, {})  # a saved round is left as it is
+        checkpoints.wait()
+        assert checkpoints.rounds() == (2, 4, 5) and checkpoints.best_round() == 2
+        assert int(checkpoints.restore(5, {"w": jnp.zeros((4,), jnp.int32)}).arrays["w"][0]) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "5"]
+
+
+@pytest.mark.parametrize("then", ["save", "restore", "wait", "close"])
+def test_a_failed_write_is_one_error_of_what_comes_next(tmp_path: Path, small_files: None, then: str) -> None:
+    del small_files
+    checkpoints = Checkpointer(tmp_path, background=True)
+    checkpoints.save(1, _noise(100), {"round": 1})
+    checkpoints.save(2, _noise(100_000), {"round": 2})
+    calls = {
+        "save": lambda: checkpoints.save(3, _noise(100), {}),
+        "restore": lambda: checkpoints.restore(None, _noise(100)),
+        "wait": checkpoints.wait,
+        "close": checkpoints.close,
+    }
+    with pytest.raises(CheckpointError, match=r"saving round 2 failed.*intact checkpoints: 1") as caught:
+        calls[then]()
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]  # what was written of it is gone
+    if then != "close":  # it is told once, and harms nothing
+        checkpoints.save(2, _noise(200), {"round": 2})
+        assert checkpoints.restore(None, _noise(200)).host_state == {"round": 2}
+        checkpoints.close()
+
+
+def test_where_memory_is_short_the_write_is_done_when_save_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = _noise(1000)
+    for free, is_copied in ((2 * arrays["w"].nbytes, True), (2 * arrays["w"].nbytes - 1, False), (0, False)):
+        monkeypatch.setattr(host_copy, "free_memory_bytes", lambda free=free: free)
+        assert (copy_to_host(arrays) is not None) == is_copied
+    with Checkpointer(tmp_path, background=True) as checkpoints:
+        checkpoints.save(1, arrays, {})
+        assert checkpoints.rounds() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "limit", "used", "free"),
+    [
+        ("MemTotal: 9 kB\nMemAvailable:    8 kB\n", None, None, 8192),
+        ("MemAvailable: 8 kB\n", "max\n", "5000\n", 8192),
+        ("MemAvailable: 8 kB\n", "6000\n", "5000\n", 1000),
+        ("MemAvailable: 8 kB\n", "60000\n", "5000\n", 8192),
+        ("MemTotal: 9 kB\n", "6000\n", "5000\n", 0),  # without the machine's word nothing is known
+        (None, None, None, 0),
+    ],
+)
+def test_free_memory_is_that_of_machine_and_container(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meminfo: str | None,
+    limit: str | None,
+    used: str | None,
+    free: int,
+) -> None:
+    for name, text in (("meminfo", meminfo), ("memory.max", limit), ("memory.current", used)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    monkeypatch.setattr(host_copy, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(host_copy, "_CONTAINER", tmp_path)
+    assert free_memory_bytes() == free
+
+
+def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    program = (
+        "import itertools, sys\n"
+        "import jax.numpy as jnp\n"
+        "from sapo_jax.checkpoint import Checkpointer\n"
+        "checkpoints = Checkpointer(sys.argv[1], keep_last=2, background=True)\n"
+        "for round in itertools.count(1):\n"
+        "    arrays = {'a': jnp.full((300_000,), round), 'b': jnp.full((9,), round)}\n"
+        "    checkpoints.save(round, arrays, {'round': round})\n"
+        "    print(round, flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=_ROOT
+    ) as child:
+        assert child.stdout is not None
+        begun = 0
+        while begun < 5:
+            begun = int(child.stdout.readline())
+        child.send_signal(signal.SIGKILL)
+    target = {"a": jnp.zeros((300_000,), jnp.int32), "b": jnp.zeros((9,), jnp.int32)}
+    with Checkpointer(tmp_path) as checkpoints:
+        round, arrays, host_state = checkpoints.restore(None, target)
+    assert round >= begun - 1 and host_state == {"round": round}  # the last one may not have been finished
+    assert set(np.asarray(arrays["a"]).tolist()) == set(np.asarray(arrays["b"]).tolist()) == {round}
