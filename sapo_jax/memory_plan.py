@@ -3,7 +3,8 @@
 Counted is what surely exists at one time: the state that is always kept, and on top of it the largest of
 the phases, which take turns. Left out is what depends on the compiler or is small: its further copies and
 gaps, the libraries of the process (about half a GiB), text, and the copy of a checkpoint that is being
-written. A run whose plan does not fit cannot work; one whose plan just fits may still fail.
+written. A run whose plan does not fit fails at the latest with prompts of the longest bucket, which it has to take;
+one whose plan just fits may still fail.
 
 Letters as in WORKSPACE.md; S = P - 1 is the context of a prompt. Bytes are those of one device, or of all
 devices of this process where these share a memory (CPU).

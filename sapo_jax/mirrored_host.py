@@ -190,7 +190,7 @@ def _answer(group: ProcessGroup, host: Host, message: Message) -> None:
             group.send(0, "pieces", _pieces(leaf))
     else:
         assert message.kind == "deal" and isinstance(host, GroupHost)
-        host.load_arrays(jax.tree.map(lambda shape: _from_pieces(shape, group.receive(0).content), host.shapes))
+        host.load_arrays(jax.tree.map(lambda shape: _from_pieces(shape, _receive_pieces(group, 0)), host.shapes))
 
 
 def _gather(group: ProcessGroup, arrays: Any) -> Any:
@@ -198,7 +198,7 @@ def _gather(group: ProcessGroup, arrays: Any) -> Any:
 
     def whole(leaf: jax.Array) -> np.ndarray:
         gathered = np.empty(leaf.shape, leaf.dtype)
-        parts = [_pieces(leaf), *(group.receive(index).content for index in group.followers)]
+        parts = [_pieces(leaf), *(_receive_pieces(group, index) for index in group.followers)]
         for box, piece in (item for part in parts for item in part.items()):
             gathered[_slices(box)] = piece
         return gathered
@@ -226,6 +226,13 @@ def _pieces(leaf: jax.Array) -> dict[_Box, np.ndarray]:
     """Returns what this process holds of an array; of copies, the group sends one."""
     shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     return {_box(shard.index, leaf.shape): np.asarray(shard.data) for shard in shards}
+
+
+def _receive_pieces(group: ProcessGroup, index: int) -> dict[_Box, np.ndarray]:
+    message = group.receive(index)
+    if message.kind != "pieces":
+        raise GroupError(f"process {index} of the group ended: {message.content}")
+    return message.content
 
 
 def _from_pieces(shape: jax.ShapeDtypeStruct, pieces: dict[_Box, np.ndarray]) -> jax.Array:

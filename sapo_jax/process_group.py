@@ -119,7 +119,8 @@ class ProcessGroup:
         """
         self.index, self.count = jax.process_index(), jax.process_count()
         self._ending = threading.Event()
-        self._on_stop: Callable[[], None] = lambda: None
+        self._on_stop: Callable[[], None] | None = None
+        self._stop_asked = threading.Event()
         self._links: dict[int, Link] = {}
         self._inboxes: dict[int, queue.SimpleQueue[Message]] = collections.defaultdict(queue.SimpleQueue)
         _check_mesh(config)
@@ -141,8 +142,10 @@ class ProcessGroup:
         return tuple(range(1, self.count))
 
     def on_stop(self, ask: Callable[[], None]) -> None:
-        """Calls `ask`, in a thread, whenever a follower is asked to stop."""
+        """Calls `ask` whenever a follower is asked to stop, in a thread, and now if one was before."""
         self._on_stop = ask
+        if self._stop_asked.is_set():
+            ask()
 
     def send(self, index: int, kind: str, content: Any = None) -> None:
         """Sends a message to process `index`; a follower knows only the leader."""
@@ -240,7 +243,9 @@ class ProcessGroup:
                     _end_now(f"process {index} of the group is gone; {_ADVICE}")
                 return
             if message.kind == "stop":
-                self._on_stop()
+                self._stop_asked.set()
+                if self._on_stop is not None:
+                    self._on_stop()
             elif message.kind == "failed" and not self._ending.is_set():
                 _end_now(f"process {index} of the group failed: {message.content}; {_ADVICE}")
             elif message.kind == "end":

@@ -298,6 +298,9 @@ class Training:
         self._progress.round_done(done, swarm)
 
     def _save(self, done: int) -> None:
+        self._checkpoints.wait()  # before the host makes its arrays ready: one copy of them at a time
+        if done in self._checkpoints.rounds():
+            return
         path = self._evaluation_path(done)
         best = evaluation_metrics(Evaluation.load(path))["eval/strict_pass_at_1"] if path.exists() else None
         host_state: dict[str, Any] = {

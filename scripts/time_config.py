@@ -9,7 +9,7 @@ Rounds are played as in training: drawn, sampled, published, pulled, scored, sel
 updated. Three things differ, so that all rounds do the same work: prompts have one length (the
 smallest bucket that holds most prompts of every specialty; longer ones are passed over), half of
 each group counts as right whatever it says (an update skips groups without advantage), and nothing
-is evaluated or saved.
+is evaluated or saved. Where nodes are computed in several programs, scoring overlaps with sampling and counts to it.
 
 FLOPs are those of the matrix products that the shapes ask for: every prompt once, completions up to
 the limit, padding and masked attention included, recomputation left out. The floor is their time at

@@ -54,10 +54,10 @@ class Samples(NamedTuple):
 
 class _Loop(NamedTuple):
     step: jax.Array
-    keys: jax.Array  # [M]
+    keys: jax.Array  # [M], or one; so with all M below
     token: jax.Array  # [M, Q, G] the input of the next step
     done: jax.Array  # [M, Q, G]
-    cache: list[KeyValues]  # of each layer [M, Q, G, K, C, H]
+    cache: list[KeyValues]  # of each layer, see `forward.empty_cache`
     samples: Samples
 
 
@@ -143,9 +143,14 @@ def _sample(
     def advance(loop: _Loop) -> _Loop:
         @each
         def decode(
-            params: Params, layers: list[Params], token: jax.Array, *prompt_and_cache: Any
+            params: Params,
+            layers: list[Params],
+            token: jax.Array,
+            last_position: jax.Array,
+            prompt_cache: list[KeyValues],
+            context_mask: jax.Array,
+            cache: list[KeyValues],
         ) -> tuple[jax.Array, list[KeyValues]]:
-            last_position, prompt_cache, context_mask, cache = prompt_and_cache
             positions = jnp.broadcast_to(last_position + loop.step, token.shape)
             return forward.decode_step(
                 config, params, layers, token, positions, loop.step, prompt_cache, context_mask, cache, dtype=dtype

@@ -7,8 +7,7 @@ MAX_FAILURES=5 # of the run, each within an hour of the start before: then a per
 failures=0
 started=0
 
-make_anew() {
-  tpu delete --quiet || true
+make() {
   "$here/create.sh" && "$here/setup.sh" && "$here/start.sh"
 }
 
@@ -39,9 +38,13 @@ while true; do
           ;;
       esac
       ;;
-    PREEMPTED | TERMINATED | STOPPED | MISSING)
+    MISSING) # or nobody says so: then making it fails, and nothing is deleted
+      echo "$(date -Is) $NAME is not there; making it"
+      make || echo "$(date -Is) not to be had; trying again in $POLL_S s"
+      ;;
+    PREEMPTED | TERMINATED | STOPPED)
       echo "$(date -Is) $NAME is $state; making it anew"
-      make_anew || echo "$(date -Is) not to be had; trying again in $POLL_S s"
+      { tpu delete --quiet && make; } || echo "$(date -Is) not to be had; trying again in $POLL_S s"
       ;;
     *) echo "$(date -Is) $NAME is $state" ;;
   esac

@@ -11,7 +11,7 @@ mark='.*/_CHECKPOINT_METADATA$'
 sync_up() { # only the process that reports has a workdir of its own, and with it a lock
   [[ -f "$workdir/.lock" ]] || return 0
   rm -rf "$copy"
-  cp -al "$workdir" "$copy" || return # hard links: the state of one moment, while the run goes on
+  cp -al "$workdir" "$copy" || return # hard links: files that are replaced or removed meanwhile stay as they were
   find "$copy" -name '*.orbax-checkpoint-tmp*' -prune -exec rm -rf {} +
   if [[ -d "$copy/checkpoints" ]]; then
     gcloud storage rsync --recursive --exclude="$mark" "$copy/checkpoints" "$store/checkpoints" || return
@@ -24,8 +24,12 @@ sync_up() { # only the process that reports has a workdir of its own, and with i
 }
 
 mkdir -p "$workdir"
-if [[ ! -f "$workdir/.lock" ]] && gcloud storage ls "$store/config.json" >/dev/null 2>&1; then
-  gcloud storage rsync --recursive "$store" "$workdir"
+if [[ ! -f "$workdir/.lock" ]]; then
+  # A look that fails ends this script: a run that seems to be new would take the place of the one in the bucket.
+  runs="$(gcloud storage ls "$BUCKET")"
+  if grep -qxF "$store/" <<<"$runs"; then
+    gcloud storage rsync --recursive "$store" "$workdir"
+  fi
 fi
 
 arguments=(--config="$CONFIG" --workdir="$workdir")
@@ -35,7 +39,8 @@ read -r -a more <<<"$OVERRIDES"
 cd "$root"
 .venv/bin/python -m sapo_jax.main "${arguments[@]}" "${more[@]}" &
 run=$!
-trap 'kill -TERM "$run" 2>/dev/null || true' TERM INT
+signalled=0
+trap 'signalled=1; kill -TERM "$run" 2>/dev/null || true' TERM INT
 
 (
   trap '' TERM INT
@@ -57,4 +62,6 @@ while true; do
 done
 wait "$syncing" || true # a copy that is under way is finished
 sync_up || { echo "the last copy to $store failed"; [[ "$code" != 0 ]] || code=1; }
+# A run that a signal stopped has ended well and is not done, unless stop.sh asked for that.
+((code != 0 || signalled == 0)) || [[ -f "$HOME/run.stop" ]] || code=143
 echo "$code" >"$HOME/run.exit"

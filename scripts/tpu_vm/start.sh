@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 on_all "
   if [ -f run.pid ] && kill -0 \$(cat run.pid) 2>/dev/null; then echo 'already running'; exit 0; fi
-  rm -f run.exit
+  rm -f run.exit run.stop
   setsid nohup bash sapo_jax/scripts/tpu_vm/on_machine.sh >>run.log 2>&1 </dev/null &
   echo \$! >run.pid
 "

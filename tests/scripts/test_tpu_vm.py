@@ -14,8 +14,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts" / "tpu_vm"
 GCLOUD = """#!/usr/bin/env bash
 echo "${*//$'\\n'/ }" >>"$GCLOUD_LOG"
 case "$*" in
-  "storage ls "*) exit 1 ;;
-  *" describe "*) echo "$GCLOUD_STATE" ;;
+  "storage ls "*) echo "$GCLOUD_RUNS"; exit "${GCLOUD_LS:-0}" ;;
+  *" describe "*) [[ -n "$GCLOUD_STATE" ]] && echo "$GCLOUD_STATE" ;;
   *" ssh "*run.exit*) echo "$GCLOUD_EXIT" ;;
 esac
 """
@@ -96,12 +96,24 @@ def test_a_machine_copies_a_checkpoint_before_its_mark_and_leaves_the_exit_code(
     assert "-m sapo_jax.main --config=configs/qwen05b.py:4_4 " in arguments
     assert arguments.endswith("--distributed=auto --config.host.mesh_node=8 --config.host.nodes_per_program=8\n")
     look, data, mark, rest, removed = asked
-    assert look == "storage ls gs://kept/paper/config.json"
+    assert look == "storage ls gs://kept"
     assert "_CHECKPOINT_METADATA" in data and data.endswith("/checkpoints gs://kept/paper/checkpoints")
     assert "--exclude" not in mark and mark.endswith("/checkpoints gs://kept/paper/checkpoints")
     assert rest.endswith(" gs://kept/paper") and "--delete" not in rest
     assert removed.endswith(" gs://kept/paper") and "--delete-unmatched-destination-objects" in removed
     assert not list(home.glob("runs/.*"))
+
+
+def test_a_new_machine_fetches_the_run_that_the_bucket_holds(checkout: Path) -> None:
+    done, asked = _run(checkout, "on_machine.sh", GCLOUD_RUNS="gs://kept/older/\ngs://kept/paper/")
+    assert done.returncode == 0, done.stderr
+    assert asked[1] == f"storage rsync --recursive gs://kept/paper {checkout.parent}/runs/paper"
+
+
+def test_a_bucket_that_does_not_answer_is_not_an_empty_one(checkout: Path) -> None:
+    done, asked = _run(checkout, "on_machine.sh", GCLOUD_LS="1")
+    assert done.returncode != 0 and asked == ["storage ls gs://kept"]
+    assert not (checkout.parent / "arguments").exists(), "nothing was trained"
 
 
 @pytest.mark.parametrize(("code", "expected"), [("0", 0), ("2", 2)])
@@ -130,3 +142,17 @@ def test_machines_that_were_taken_away_are_made_anew(checkout: Path) -> None:
     assert done.returncode == 0, done.stderr
     verbs = [line.split()[3] for line in asked]
     assert verbs == ["describe", "delete", "create", "scp", "ssh", "ssh", "describe", "ssh"]
+
+
+def test_machines_of_which_nothing_is_heard_are_never_deleted(checkout: Path) -> None:
+    """They may be at work: `describe` fails, too, where the network or the account does."""
+    gcloud, looked = checkout.parent / "bin" / "gcloud", checkout.parent / "looked"
+    # The first look fails, and so does making what is there already; the second look finds it at work and done.
+    gcloud.write_text(
+        GCLOUD.replace('[[ -n "$GCLOUD_STATE" ]]', f"[[ -f {looked} ]] || {{ touch {looked}; exit 1; }}").replace(
+            "esac", '  *" create "*) exit 1 ;;\nesac'
+        )
+    )
+    done, asked = _run(checkout, "keep_running.sh", GCLOUD_STATE="READY", GCLOUD_EXIT="0", POLL_S="0")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[3] for line in asked] == ["describe", "create", "describe", "ssh"]
