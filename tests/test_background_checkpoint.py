@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import resource
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapo_jax import checkpoint, host_copy
+from sapo_jax import host_copy
 from sapo_jax.checkpoint import Checkpointer, CheckpointError
 from sapo_jax.host_copy import copy_to_host, free_memory_bytes
-
-_ROOT = Path(checkpoint.__file__).parents[1]
+from tests.test_checkpoint import restored_after_a_kill
 
 
 class _Gate:
@@ -160,26 +156,5 @@ def test_free_memory_is_that_of_machine_and_container(
 
 
 def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:
-    program = (
-        "import itertools, sys\n"
-        "import jax.numpy as jnp\n"
-        "from sapo_jax.checkpoint import Checkpointer\n"
-        "checkpoints = Checkpointer(sys.argv[1], keep_last=2, background=True)\n"
-        "for round in itertools.count(1):\n"
-        "    arrays = {'a': jnp.full((300_000,), round), 'b': jnp.full((9,), round)}\n"
-        "    checkpoints.save(round, arrays, {'round': round})\n"
-        "    print(round, flush=True)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=_ROOT
-    ) as child:
-        assert child.stdout is not None
-        begun = 0
-        while begun < 5:
-            begun = int(child.stdout.readline())
-        child.send_signal(signal.SIGKILL)
-    target = {"a": jnp.zeros((300_000,), jnp.int32), "b": jnp.zeros((9,), jnp.int32)}
-    with Checkpointer(tmp_path) as checkpoints:
-        round, arrays, host_state = checkpoints.restore(None, target)
-    assert round >= begun - 1 and host_state == {"round": round}  # the last one may not have been finished
-    assert set(np.asarray(arrays["a"]).tolist()) == set(np.asarray(arrays["b"]).tolist()) == {round}
+    begun, round = restored_after_a_kill(tmp_path, rounds=5, background=True)
+    assert round >= begun - 1  # the last one may not have been finished

@@ -288,30 +288,37 @@ def test_a_full_disk_is_one_error_and_harms_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:
+def restored_after_a_kill(directory: Path, *, rounds: int, background: bool) -> tuple[int, int]:
+    """Returns the last round that a process reported before it was killed while saving, and the round found whole."""
     program = (
         "import itertools, sys\n"
         "import jax.numpy as jnp\n"
         "from sapo_jax.checkpoint import Checkpointer\n"
-        "checkpoints = Checkpointer(sys.argv[1], keep_last=2)\n"
+        f"checkpoints = Checkpointer(sys.argv[1], keep_last=2, background={background})\n"
         "for round in itertools.count(1):\n"
         "    arrays = {'a': jnp.full((300_000,), round), 'b': jnp.full((9,), round)}\n"
         "    checkpoints.save(round, arrays, {'round': round})\n"
         "    print(round, flush=True)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=_ROOT
+        [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True, cwd=_ROOT
     ) as child:
         assert child.stdout is not None
         reported = 0
-        while reported < 4:
+        while reported < rounds:
             reported = int(child.stdout.readline())
         child.send_signal(signal.SIGKILL)
     target = {"a": jnp.zeros((300_000,), jnp.int32), "b": jnp.zeros((9,), jnp.int32)}
-    with Checkpointer(tmp_path) as checkpoints:
+    with Checkpointer(directory) as checkpoints:
         round, arrays, host_state = checkpoints.restore(None, target)
-    assert round >= reported and host_state == {"round": round}
+    assert host_state == {"round": round}
     assert set(np.asarray(arrays["a"]).tolist()) == set(np.asarray(arrays["b"]).tolist()) == {round}
+    return reported, round
+
+
+def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    reported, round = restored_after_a_kill(tmp_path, rounds=4, background=False)
+    assert round >= reported
 
 
 def test_saving_again_and_again_takes_no_memory_that_stays(tmp_path: Path) -> None:
