@@ -174,7 +174,8 @@ def _layer_bytes(model: DecoderConfig, rows: Rows, size: int) -> int:
     """Returns what the backward pass of one layer reads of its forward pass, as differentiation keeps it."""
     heads, keys = model.heads * model.head_size, model.kv_heads * model.head_size
     stream = (5 * size + 2 * WIDE) * model.width  # inputs of norms (wide) and of products
-    mlp = 6 * size * model.mlp_width  # gate, its sigmoid and activation, up, their product, down's input
+    # Gate, its sigmoid and activation, up; their product, down's input.
+    mlp = (4 * WIDE + 2 * size) * model.mlp_width
     per_token = stream + mlp + size * heads
     cached = size * keys * (4 * rows.questions * rows.context + 2 * rows.generated)
     pairs = rows.questions * rows.context**2 + rows.generated * (rows.context + rows.completion)

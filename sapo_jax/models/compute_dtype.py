@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sapo_jax.models.architecture import DecoderConfig
-from sapo_jax.models.layers import matmul
+from sapo_jax.models.layers import wide_matmul
 
 _ROWS = 512
 _REPEATS = 10
@@ -40,6 +40,6 @@ def _product_and_gradient(dtype: str, model: DecoderConfig) -> Callable[[], tupl
     """Returns a compiled computation of the kind that fills an update."""
     x = jnp.ones((_ROWS, model.width), dtype)
     kernel = jnp.full((model.width, model.mlp_width), 0.5, jnp.float32)
-    gradient = jax.jit(jax.grad(lambda k, x: jnp.sum(matmul(x, k).astype(jnp.float32) ** 2), argnums=(0, 1)))
+    gradient = jax.jit(jax.grad(lambda k, x: jnp.sum(wide_matmul(x, k) ** 2), argnums=(0, 1)))
     jax.block_until_ready(gradient(kernel, x))
     return lambda: gradient(kernel, x)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sapo_jax.models.architecture import DecoderConfig
-from sapo_jax.models.layers import INIT_STDDEV, Block, Projection, RMSNorm, wide_matmul
+from sapo_jax.models.layers import INIT_STDDEV, Block, ColumnMlp, GatedMlp, Projection, RMSNorm, wide_matmul
 
 Params = dict[str, Any]  # nested dict of float32 arrays; `blocks` leaves lead with the layer axis
 
@@ -28,10 +28,10 @@ LayerBody = Callable[[Block, Any, Any], tuple[Any, Any]]
 class Decoder(nnx.Module):
     """Embedding, L stacked blocks, final norm and the output head (tied or not)."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, mlp: type[GatedMlp] = GatedMlp) -> None:
         embedding = INIT_STDDEV * jax.random.normal(rngs.params(), (config.vocab_size, config.width))
         self.embed = nnx.Dict(embedding=nnx.Param(embedding, axes=("vocab", "embed")))
-        self.blocks = _stacked_blocks(config, rngs)
+        self.blocks = _stacked_blocks(config, rngs, mlp)
         self.final_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
         if not config.tie_embeddings:
             self.head = Projection({"embed": config.width}, {"vocab": config.vocab_size}, rngs)
@@ -62,14 +62,14 @@ class Decoder(nnx.Module):
         return jax.lax.scan(jax.checkpoint(step) if remat else step, carry, (stacked, layer_inputs))
 
 
-def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs) -> Block:
+def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs, mlp: type[GatedMlp]) -> Block:
     """Returns a Block whose parameters carry a leading layer axis (axis name `layer`)."""
 
     def state_of(key: jax.Array) -> Any:
-        return nnx.to_pure_dict(nnx.state(Block(config, nnx.Rngs(key))))
+        return nnx.to_pure_dict(nnx.state(Block(config, nnx.Rngs(key), mlp)))
 
     keys = jax.random.split(rngs.params(), config.layers)
-    abstract = nnx.eval_shape(lambda: Block(config, nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: Block(config, nnx.Rngs(0), mlp))
     graph, description = nnx.split(abstract)
     stacked = jax.vmap(state_of)(keys)
     named = jax.tree.map(
@@ -82,8 +82,8 @@ def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs) -> Block:
 
 
 @lru_cache(maxsize=32)
-def _description(config: DecoderConfig) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+def _description(config: DecoderConfig, mlp: type[GatedMlp] = GatedMlp) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), mlp)))
 
 
 def bind(config: DecoderConfig, params: Params) -> Decoder:
@@ -95,8 +95,8 @@ def bind(config: DecoderConfig, params: Params) -> Decoder:
 def prepare_decoding(config: DecoderConfig, params: Params, dtype: jnp.dtype) -> tuple[Params, list[Params]]:
     """Returns parameters and the L layers one by one, which decode the same with less work a step.
 
-    Numbers are of `dtype` once instead of in every step, and a tied head is a kernel of its own, transposed. The
-    parameters hold no blocks.
+    Numbers are of `dtype` once instead of in every step, a tied head is a kernel of its own, transposed, and kernels
+    of the MLP have the form that `_decoding_mlp` reads. The parameters hold no blocks.
     """
 
     def converted(tree: Params) -> Params:
@@ -106,12 +106,20 @@ def prepare_decoding(config: DecoderConfig, params: Params, dtype: jnp.dtype) ->
     rest = converted({name: part for name, part in params.items() if name != "blocks"})
     if config.tie_embeddings:
         rest["head"] = {"kernel": rest["embed"]["embedding"].T}
+    if _decoding_mlp(dtype) is ColumnMlp:
+        layers = [layer | {"mlp": jax.tree.map(jnp.transpose, layer["mlp"])} for layer in layers]
     return rest, layers
+
+
+def _decoding_mlp(dtype: jnp.dtype) -> type[GatedMlp]:
+    """Returns the faster form of the MLP for few rows: float32 kernels are no faster as left factors."""
+    return ColumnMlp if jax.default_backend() == "cpu" and dtype == jnp.bfloat16 else GatedMlp
 
 
 def bind_decoding(config: DecoderConfig, params: Params, layers: Sequence[Params]) -> tuple[Decoder, list[Block]]:
     """Returns the module and its blocks over what `prepare_decoding` made."""
-    graph, description = _description(replace(config, tie_embeddings=False))
+    mlp = _decoding_mlp(params["embed"]["embedding"].dtype)
+    graph, description = _description(replace(config, tie_embeddings=False), mlp)
     blocks = nnx.to_pure_dict(description)["blocks"]  # shapes only; the blocks in use are those of `layers`
     model = nnx.merge(graph, nnx.State(params | {"blocks": blocks}))
     block_graph, _ = nnx.split(model.blocks)

@@ -66,6 +66,17 @@ def empty_cache(config: DecoderConfig, rows: tuple[int, ...], length: int, dtype
     return [KeyValues(v.mT, v)] * config.layers
 
 
+def grow_cache(cache: Sequence[KeyValues], length: int) -> list[KeyValues]:
+    """Returns what `empty_cache` would with more slots, the first of them as in `cache`."""
+
+    def padded(slots: jax.Array, axis: int) -> jax.Array:
+        added = [(0, 0)] * slots.ndim
+        added[axis] = (0, length - slots.shape[axis])
+        return jnp.pad(slots, added)
+
+    return [KeyValues(padded(layer.k, -1), padded(layer.v, -2)) for layer in cache]
+
+
 def decode_step(
     config: DecoderConfig,
     params: Params,

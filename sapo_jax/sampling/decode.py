@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapo_jax.algo.logprobs import token_logprobs
 from sapo_jax.algo.shapes import check_shapes
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.attention import KeyValues
 from sapo_jax.models.decoder import Params, prepare_decoding
-from sapo_jax.sampling.draw import draw
+from sapo_jax.sampling.draw import draw, weigh
 from sapo_jax.sampling.warp import warp
 
 GREEDY = 0.0  # the temperature that asks for the likeliest token
+FIRST_SLOTS = 64  # of the cache, which is read whole in every step and doubles when it is full
 
 
 Array = Any  # numpy where the host makes it, jax on the device
@@ -137,8 +137,8 @@ def _sample(
     params, layers, prompt_cache = prepare(params, prompts)
     context_mask, last_position = prompts.mask[..., :-1], prompts.positions[..., -1:]
 
-    def unfinished(loop: _Loop) -> jax.Array:
-        return (loop.step < max_new_tokens) & ~jnp.all(loop.done)
+    def unfinished(slots: int, loop: _Loop) -> jax.Array:
+        return (loop.step < slots) & ~jnp.all(loop.done)
 
     def advance(loop: _Loop) -> _Loop:
         @each
@@ -160,12 +160,12 @@ def _sample(
         scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
         split = each(jax.random.split)(loop.keys)  # [[M,] 2]
         uniforms = each(lambda key: jax.random.uniform(key, (*rows[-2:], 2)))(split[..., 1])
-        drawn = lax.cond(
-            temperature > 0,
-            lambda: draw(truncate(scaled), uniforms),
-            lambda: jnp.argmax(scaled, axis=-1).astype(jnp.int32),
-        )
-        logprobs = token_logprobs(scaled, drawn).astype(jnp.float32)
+        top = jnp.max(scaled, axis=-1, keepdims=True)  # the likeliest token is never truncated
+        # Not inside the branch that needs it: there its exponentials could not be shared with the log-probs.
+        random = draw(weigh(truncate(scaled), top), uniforms)
+        drawn = lax.cond(temperature > 0, lambda: random, lambda: jnp.argmax(scaled, axis=-1).astype(jnp.int32))
+        total = jnp.sum(weigh(scaled, top).blocks, axis=-1)
+        logprobs = (jnp.take_along_axis(scaled, drawn[..., None], axis=-1) - top)[..., 0] - jnp.log(total)
         alive = ~loop.done
         ended = alive & (drawn == end_id)
         old = loop.samples
@@ -177,12 +177,13 @@ def _sample(
         )
         return _Loop(loop.step + 1, split[..., 0], drawn, loop.done | ended, cache, samples)
 
-    start = _Loop(
+    first, *larger = cache_sizes(max_new_tokens)
+    loop = _Loop(
         step=jnp.zeros((), jnp.int32),
         keys=each(jax.random.key)(seeds),
         token=jnp.broadcast_to(prompts.tokens[..., -1:], rows),
         done=jnp.zeros(rows, bool),
-        cache=forward.empty_cache(config, rows, max_new_tokens, dtype),
+        cache=forward.empty_cache(config, rows, first, dtype),
         samples=Samples(
             tokens=jnp.full((*rows, max_new_tokens), end_id, jnp.int32),
             lengths=jnp.zeros(rows, jnp.int32),
@@ -190,7 +191,19 @@ def _sample(
             logprobs=jnp.zeros((*rows, max_new_tokens), jnp.float32),
         ),
     )
-    return lax.while_loop(unfinished, advance, start).samples
+    loop = lax.while_loop(partial(unfinished, first), advance, loop)
+    for slots in larger:
+        loop = loop._replace(cache=forward.grow_cache(loop.cache, slots))
+        loop = lax.while_loop(partial(unfinished, slots), advance, loop)
+    return loop.samples
+
+
+def cache_sizes(max_new_tokens: int) -> list[int]:
+    """Returns the slots of the cache one after another, each a loop of its own: few, and the last just enough."""
+    sizes = [max_new_tokens]
+    while sizes[0] > FIRST_SLOTS:
+        sizes.insert(0, max(FIRST_SLOTS, -(-sizes[0] // 2)))
+    return sizes
 
 
 def _put(rows: jax.Array, column: jax.Array, step: jax.Array) -> jax.Array:

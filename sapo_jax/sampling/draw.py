@@ -7,26 +7,47 @@ the vocabulary by its total weight, one a token inside the block.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 BLOCK = 256  # tokens a block: about the square root of the vocabularies in use
 
 
-def draw(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """Returns tokens [...] int32 distributed as softmax(logits).
+class Weights(NamedTuple):
+    """Of one distribution over a vocabulary, in blocks.
+
+    tokens [..., n, BLOCK] float >= 0, the entries past the vocabulary 0; blocks [..., n], their sums.
+    """
+
+    tokens: jax.Array
+    blocks: jax.Array
+
+
+def weigh(logits: jax.Array, top: jax.Array) -> Weights:
+    """Returns exp(logits - top).
 
     Args:
         logits: [..., V] float; -inf marks tokens that must not be drawn.
-        uniforms: [..., 2] float in [0, 1).
+        top: [..., 1] their maximum.
     """
     vocab = logits.shape[-1]
     blocks = -(-vocab // BLOCK)
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - top)
     padding = [(0, 0)] * (weights.ndim - 1) + [(0, blocks * BLOCK - vocab)]
     weights = jnp.pad(weights, padding).reshape(*weights.shape[:-1], blocks, BLOCK)
-    block = _inverse_cdf(jnp.sum(weights, axis=-1), uniforms[..., 0])
-    inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]  # [..., BLOCK]
+    return Weights(weights, jnp.sum(weights, axis=-1))
+
+
+def draw(weights: Weights, uniforms: jax.Array) -> jax.Array:
+    """Returns tokens [...] int32 distributed in proportion to `weights`.
+
+    Args:
+        uniforms: [..., 2] float in [0, 1).
+    """
+    block = _inverse_cdf(weights.blocks, uniforms[..., 0])
+    inside = jnp.take_along_axis(weights.tokens, block[..., None, None], axis=-2)[..., 0, :]  # [..., BLOCK]
     return block * BLOCK + _inverse_cdf(inside, uniforms[..., 1])
 
 

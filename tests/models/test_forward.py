@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
 from sapo_jax.models.decoder import bind, prepare_decoding
-from sapo_jax.models.layers import matmul
+from sapo_jax.models.layers import ColumnMlp, GatedMlp, wide_matmul
 from tests.models.random_models import CASES, random_params, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -180,6 +181,17 @@ def test_bfloat16_stays_near_float32(family: str) -> None:
     assert 1e-5 < error.mean() / exact.std() < 0.05
 
 
+def test_the_mlp_by_columns_equals_the_mlp() -> None:
+    config = small_config("llama")
+    mlp, columns = (form(config, nnx.Rngs(7)) for form in (GatedMlp, ColumnMlp))
+    for part in (columns.gate, columns.up, columns.down):
+        part.kernel = nnx.Param(part.kernel[...].T)
+    x = jnp.asarray(np.random.default_rng(11).normal(size=(3, 2, 1, config.width)))
+    np.testing.assert_allclose(columns(x), mlp(x), rtol=0, atol=1e-6)
+    rounded = columns(x.astype(jnp.bfloat16)).astype(jnp.float32)
+    assert 0 < np.abs(rounded - mlp(x)).max() < 0.02 * np.abs(mlp(x)).max()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_matmul_is_plain_autodiff_in_one_dtype(dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
@@ -190,7 +202,7 @@ def test_matmul_is_plain_autodiff_in_one_dtype(dtype: str) -> None:
         def objective(product: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
             return jnp.sum(weights * jnp.sin(product(x, kernel)))
 
-        found = jax.jit(jax.value_and_grad(partial(objective, matmul), argnums=(0, 1)))(x, kernel)
+        found = jax.jit(jax.value_and_grad(partial(objective, wide_matmul), argnums=(0, 1)))(x, kernel)
         wanted = jax.jit(jax.value_and_grad(partial(objective, jnp.matmul), argnums=(0, 1)))(x, kernel)
         tolerance = 1e-5 if dtype == "float32" else 1e-13
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
@@ -202,21 +214,22 @@ def test_matmul_in_bfloat16_keeps_the_masters_dtype_and_sums_in_float32() -> Non
     generator = np.random.default_rng(9)
     x = jnp.asarray(generator.normal(size=(64, 48)), jnp.bfloat16)
     kernel = jnp.asarray(generator.normal(size=(48, 32)), jnp.float32)
-    dy = jnp.asarray(generator.normal(size=(64, 32)), jnp.bfloat16)
-    y, pullback = jax.vjp(matmul, x, kernel)
+    # Of numbers that bfloat16 has, so that rounding it changes nothing.
+    dy = jnp.asarray(generator.normal(size=(64, 32)), jnp.bfloat16).astype(jnp.float32)
+    y, pullback = jax.vjp(wide_matmul, x, kernel)
     dx, dkernel = pullback(dy)
-    assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
     wide_x, wide_dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
     rounded = np.asarray(kernel.astype(jnp.bfloat16), np.float64)
-    # One rounding of the result to 8 bits for y and dx; nothing but float32 sums for the kernel.
-    np.testing.assert_allclose(np.asarray(y, np.float64), wide_x @ rounded, rtol=2**-8, atol=1e-5)
+    # One rounding of the result to 8 bits for dx; nothing but float32 sums for y and the kernel.
+    np.testing.assert_allclose(y, wide_x @ rounded, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.asarray(dx, np.float64), wide_dy @ rounded.T, rtol=2**-8, atol=1e-5)
     np.testing.assert_allclose(dkernel, wide_x.T @ wide_dy, rtol=1e-5, atol=1e-5)
 
     # 4096 ones: a bfloat16 accumulator would stop at 256.
     many, one = jnp.ones((4096, 1), jnp.bfloat16), jnp.ones((1, 1), jnp.float32)
-    assert jax.vjp(matmul, many, one)[1](many)[1].item() == 4096
-    assert matmul(many.T, jnp.ones((4096, 1), jnp.float32)).item() == 4096
+    assert jax.vjp(wide_matmul, many, one)[1](many.astype(jnp.float32))[1].item() == 4096
+    assert wide_matmul(many.T, jnp.ones((4096, 1), jnp.float32)).item() == 4096
 
 
 def test_matmul_maps_over_nodes() -> None:
@@ -225,7 +238,7 @@ def test_matmul_maps_over_nodes() -> None:
     kernel = jnp.asarray(generator.normal(size=(2, 3, 4)), jnp.float32)
 
     def objective(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.sum(matmul(x, kernel) ** 2)
+        return jnp.sum(wide_matmul(x, kernel) ** 2)
 
     gradients = jax.vmap(jax.grad(objective, argnums=(0, 1)))(x, kernel)
     for node in range(2):

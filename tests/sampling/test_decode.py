@@ -16,8 +16,8 @@ from sapo_jax.models import forward
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
 from sapo_jax.models.decoder import Params
 from sapo_jax.sampling import decode
-from sapo_jax.sampling.decode import GREEDY, Prompts, Samples, sample
-from sapo_jax.sampling.draw import draw
+from sapo_jax.sampling.decode import GREEDY, Prompts, Samples, cache_sizes, sample
+from sapo_jax.sampling.draw import Weights, draw
 from tests.models.random_models import random_params, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -91,6 +91,25 @@ def test_log_probs_are_those_the_learner_computes_on_the_same_tokens(family: str
     assert np.abs(seen[1.0] - seen[0.7]).max() > 0.1 and ended
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_log_probs_in_bfloat16_are_the_learners_but_for_rounding(nodes: int) -> None:
+    config = small_config("qwen2")
+    params, prompts = jax.tree.map(lambda leaf: leaf[:nodes], (stacked_params(config), ragged_prompts(config)))
+    settings = {"group_size": 12, "max_new_tokens": 6, "dtype": jnp.bfloat16}
+    samples = drawn(config, params, prompts, [1, 2][:nodes], 1.0, **settings)
+    exact, rounded = (
+        jax.jit(partial(batch_logprobs, config, temperature=1.0, logit_chunk_tokens=5, dtype=dtype))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    for node in range(nodes):
+        batch = as_batch(prompts, samples, node)
+        mask = np.asarray(batch.completion_mask)
+        wanted, learners = (np.asarray(score(of_node(params, node), batch)[0])[mask] for score in (exact, rounded))
+        error, learners_error = np.abs(samples.logprobs[node][mask] - wanted), np.abs(learners - wanted)
+        assert 0 < error.mean() < 1.5 * learners_error.mean()
+        assert error.max() < 2 * learners_error.max()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_takes_the_argmax_of_a_plain_forward_pass(family: str) -> None:
     config = small_config(family)
@@ -140,9 +159,9 @@ def test_the_loop_ends_with_the_last_row(monkeypatch: pytest.MonkeyPatch) -> Non
     params, prompts = stacked_params(config), ragged_prompts(config)
     draws: list[None] = []
 
-    def counted(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
+    def counted(weights: Weights, uniforms: jax.Array) -> jax.Array:
         jax.debug.callback(lambda: draws.append(None))
-        return draw(logits, uniforms)
+        return draw(weights, uniforms)
 
     monkeypatch.setattr(decode, "draw", counted)
     limit = 200
@@ -153,6 +172,28 @@ def test_the_loop_ends_with_the_last_row(monkeypatch: pytest.MonkeyPatch) -> Non
     longest = int(samples.lengths.max())
     assert samples.stopped.all() and samples.lengths.min() < longest < limit / 2
     assert len(draws) == longest
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(1, [1]), (64, [64]), (65, [64, 65]), (200, [64, 100, 200])])
+def test_the_cache_grows_to_the_limit(limit: int, sizes: list[int]) -> None:
+    assert cache_sizes(limit) == sizes
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_growing_cache_changes_nothing(nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config("llama", vocab_size=24)
+    params, prompts = jax.tree.map(lambda leaf: leaf[:nodes], (stacked_params(config), ragged_prompts(config)))
+    found = []
+    for slots in (11, 2):
+        monkeypatch.setattr(decode, "FIRST_SLOTS", slots)
+        compute = jax.jit(partial(sample, config, end_id=END, group_size=6, max_new_tokens=11))
+        found.append(compute(params, prompts, jnp.arange(nodes, dtype=jnp.uint32), jnp.float32(1)))
+    assert cache_sizes(11) == [2, 3, 6, 11]
+    whole, grown = found
+    assert whole.lengths.min() < 6 < whole.lengths.max()
+    np.testing.assert_array_equal(whole.tokens, grown.tokens)
+    np.testing.assert_array_equal(whole.stopped, grown.stopped)
+    np.testing.assert_allclose(whole.logprobs, grown.logprobs, rtol=0, atol=2e-5)
 
 
 def test_a_row_that_ended_does_not_disturb_the_others() -> None:

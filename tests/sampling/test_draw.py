@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sapo_jax.sampling.draw import BLOCK, draw
+from sapo_jax.sampling import draw as drawing
+from sapo_jax.sampling.draw import BLOCK, weigh
 
 LARGEST_UNIFORM = 1 - 2**-24  # the float32 below 1
+
+
+def draw(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
+    return drawing.draw(weigh(logits, jnp.max(logits, axis=-1, keepdims=True)), uniforms)
 
 
 def drawn(logits: np.ndarray, count: int, seed: int) -> np.ndarray:
