@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sapo_jax.host_copy import copy_to_host
+from sapo_jax.memory_copy import copy_to_memory
 
 _ARRAYS = "arrays"  # the two items of a checkpoint
 _HOST = "host"
@@ -119,7 +119,7 @@ class Checkpointer:
             return
         record = {"round": round, "leaves": _describe(arrays), "state": state}
         metric = None if best_metric is None or not math.isfinite(best_metric) else float(best_metric)
-        copy = None if self._writer is None else copy_to_host(arrays)
+        copy = None if self._writer is None else copy_to_memory(arrays)
         if self._writer is None or copy is None:
             self._write(round, arrays, record, metric)
         else:

@@ -208,7 +208,8 @@ class LearnerConfig:
     loss_normalizer: str = "tokens"  # tokens: mean over the batch's completion tokens; constant: per row max_new_tokens
     allow_truncated_positive: bool = False  # may text cut by the limit get a positive advantage?
     local_encoding: str = "text"  # text: own completions re-encoded like external ones; tokens: the sampled ids
-    micro_batch_groups: int = 0  # groups per forward and backward pass; 0: the whole batch at once
+    micro_batch_groups: int = 0  # groups per forward and backward pass, at most; 0: no limit
+    micro_batch_tokens: int = 0  # positions of a node per pass, prompts counted once, padding too; 0: no limit
     remat: bool = True  # recompute layer activations in the backward pass
     logit_chunk_tokens: int = 1024  # completion tokens whose logits exist at one time
 
@@ -236,6 +237,9 @@ class LearnerConfig:
             self.micro_batch_groups >= 0, "learner.micro_batch_groups", self.micro_batch_groups, "must be at least 0"
         )
         _require(
+            self.micro_batch_tokens >= 0, "learner.micro_batch_tokens", self.micro_batch_tokens, "must be at least 0"
+        )
+        _require(
             self.logit_chunk_tokens >= 1, "learner.logit_chunk_tokens", self.logit_chunk_tokens, "must be at least 1"
         )
         _require(
@@ -244,6 +248,17 @@ class LearnerConfig:
             self.weight_decay,
             'needs config.learner.optimizer = "adamw"',
         )
+
+    def groups_per_pass(self, groups: int, group_tokens: int) -> int:
+        """Returns how many of `groups` groups one pass takes, a divisor of theirs: the most within both limits.
+
+        Args:
+            group_tokens: positions of one group, S + G * C.
+        """
+        most = self.micro_batch_groups or groups
+        if self.micro_batch_tokens:
+            most = min(most, self.micro_batch_tokens // group_tokens)
+        return max(count for count in range(1, groups + 1) if groups % count == 0 and count <= max(1, most))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,6 +371,20 @@ class SapoConfig:
             "learner.micro_batch_groups",
             micro,
             f"must divide sharing.local + sharing.external = {self.train_groups}",
+        )
+        largest = self.sampling.max_prompt_tokens - 1 + self.sampling.group_size * self.sampling.max_new_tokens
+        budget = self.learner.micro_batch_tokens
+        _require(
+            budget == 0 or budget >= largest,
+            "learner.micro_batch_tokens",
+            budget,
+            f"must hold one group: sampling.prompt_buckets[-1] - 1 + group_size * max_new_tokens = {largest}",
+        )
+        _require(
+            budget == 0 or self.host.mesh_data == 1,
+            "learner.micro_batch_tokens",
+            budget,
+            "needs config.host.mesh_data = 1, of which micro_batch_groups must be a multiple",
         )
         per = self.host.nodes_per_program
         _require(per == 0 or self.nodes % per == 0, "host.nodes_per_program", per, f"must divide nodes = {self.nodes}")

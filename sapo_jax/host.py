@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,14 +54,17 @@ class Host:
         dtype: jnp.dtype,
         nodes_per_program: int,
         learning: bool = True,
+        say: Callable[[str], object] = lambda line: None,
     ) -> None:
         """Starts every node from `params` (one node, no node axis).
 
         A host that is not `learning` keeps no optimizer state and no reference: it can only sample.
+        `say` is told of every program before it is compiled.
         """
         self.model = model
         self.config = config
-        self.traces: Counter[str] = Counter()
+        self.traces: Counter[str] = Counter()  # programs made so far, by kind
+        self._say = say
         self._clock = DeviceClock()
         self._end_id = end_id
         self._dtype = dtype
@@ -191,7 +194,7 @@ class Host:
     def _sample(
         self, params: Params, prompts: Prompts, seeds: jax.Array, temperature: jax.Array, *, group_size: int
     ) -> Samples:
-        self.traces["sample"] += 1
+        self._note_program("sample", prompts.tokens, (group_size, self.config.sampling.max_new_tokens))
         settings = self.config.sampling
         return sample(
             self.model,
@@ -209,19 +212,20 @@ class Host:
         )
 
     def _update(self, state: TrainState, batch: Batch, reference: Params | None) -> tuple[TrainState, MetricSums]:
-        self.traces["update"] += 1
+        self._note_program("update", batch.prompt_tokens, batch.completion_tokens.shape[2:])
         one_node = partial(
             update,
             model=self.model,
             settings=self.config.learner,
             optimizer=self._optimizer,
             temperature=self.config.sampling.temperature,
+            max_new_tokens=self.config.sampling.max_new_tokens,
             dtype=self._dtype,
         )
         return over_nodes(one_node)(state, batch, reference)
 
     def _supervise(self, state: TrainState, batch: Batch) -> TrainState:
-        self.traces["supervise"] += 1
+        self._note_program("supervise", batch.prompt_tokens, batch.completion_tokens.shape[2:])
         settings = LearnerConfig(learning_rate=self.config.cold_start.learning_rate, remat=self.config.learner.remat)
         optimizer = optimizer_for(settings, rounds=0)
 
@@ -235,11 +239,21 @@ class Host:
                 settings=settings,
                 optimizer=optimizer,
                 temperature=1.0,
+                max_new_tokens=self.config.sampling.max_new_tokens,
                 dtype=self._dtype,
                 advantages=advantages,
             )[0]
 
         return over_nodes(one_node)(state, batch)
+
+    def _note_program(self, kind: str, prompts: jax.Array, completions: tuple[int, ...]) -> None:
+        """Counts and announces a program for prompts [M, Q, P] and completions [G, C]; runs while JAX traces it."""
+        self.traces[kind] += 1
+        nodes, questions, length = prompts.shape
+        group_size, completion = completions
+        self._say(
+            f"compiling: {kind}, {nodes} x {questions} prompts of {length} tokens, {group_size} x {completion} new ones"
+        )
 
     def _stack(self, batches: Sequence[Batch]) -> list[Batch]:
         """Returns one device batch [M', ...] per program."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from sapo_jax.config import ConfigError, SapoConfig
+from sapo_jax.machine_memory import total_bytes
 from sapo_jax.memory_plan import MemoryPlan
 
 GIB = 2**30
@@ -16,8 +17,6 @@ OUT_OF_MEMORY_ADVICE = (
     "lower config.learner.micro_batch_groups, config.learner.logit_chunk_tokens, config.host.nodes_per_program or "
     "config.nodes, or set config.learner.remat=True"
 )
-
-_ROOT = Path("/")
 
 
 def memory_limit_bytes(device: Any) -> int | None:
@@ -29,7 +28,18 @@ def memory_limit_bytes(device: Any) -> int | None:
     if device.platform != "cpu":
         limit = (device.memory_stats() or {}).get("bytes_limit")
         return None if limit is None else int(limit)
-    return min(_limits(_ROOT), default=None)
+    return total_bytes()
+
+
+def check_fit(plan: MemoryPlan, config: SapoConfig, *, nodes_per_program: int, say: Callable[[str], object]) -> None:
+    """Makes sure that the plan fits into this process's devices, and says both in one line.
+
+    Raises:
+        ConfigError: see `require_fit`.
+    """
+    limit = memory_limit_bytes(jax.local_devices()[0])
+    require_fit(plan, limit, config, nodes_per_program=nodes_per_program)
+    say(describe(plan, limit))
 
 
 def describe(plan: MemoryPlan, limit: int | None) -> str:
@@ -62,7 +72,8 @@ def require_fit(plan: MemoryPlan, limit: int | None, config: SapoConfig, *, node
 def _keys(phase: str, part: str, config: SapoConfig, nodes_per_program: int) -> list[str]:
     """Returns the keys that make `part` of `phase` ("": of the state) smaller, the most useful first, its value too."""
     sampling, learner = config.sampling, config.learner
-    questions = learner.micro_batch_groups or config.train_groups
+    group_tokens = sampling.max_prompt_tokens - 1 + sampling.group_size * sampling.max_new_tokens
+    questions = learner.groups_per_pass(config.train_groups, group_tokens)
     lengths = [
         ("config.sampling.group_size", sampling.group_size, sampling.group_size > 2),
         ("config.sampling.prompt_buckets", sampling.prompt_buckets, sampling.max_prompt_tokens > 1),
@@ -91,36 +102,6 @@ def _keys(phase: str, part: str, config: SapoConfig, nodes_per_program: int) -> 
         keys.append(nodes)  # leaves more room beside the state
     found = [(key, value) for key, value, helps in keys if helps] or [smaller[:2]]
     return [f"{found[0][0]} = {found[0][1]!r}", *(key for key, _ in found[1:])]
-
-
-def _limits(root: Path) -> Iterator[int]:
-    """Yields the memory of the machine and every limit above this process, [bytes]; what cannot be read has none."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemTotal:"):
-                yield 1024 * int(line.split()[1])
-    for path in _limit_files(root):
-        with contextlib.suppress(OSError, ValueError):  # "max": no limit
-            yield int(path.read_text())
-
-
-def _limit_files(root: Path) -> Iterator[Path]:
-    """Yields where the limits of this process's control groups are, of both versions, up to their roots."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, _, named = line.partition(":")
-        controllers, separator, group = named.partition(":")
-        is_first_version = "memory" in controllers.split(",")
-        if not separator or (controllers and not is_first_version):
-            continue
-        top = root / ("sys/fs/cgroup/memory" if is_first_version else "sys/fs/cgroup")
-        name = "memory.limit_in_bytes" if is_first_version else "memory.max"
-        place = PurePosixPath(group.lstrip("/"))
-        # A container may see its own group as the root, so not every folder on the way is there.
-        yield from (top / part / name for part in (place, *place.parents))
 
 
 def _gib(value: int) -> str:

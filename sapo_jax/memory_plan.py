@@ -128,7 +128,8 @@ def plan_memory(
     state, group_size = {"weights": kept}, config.sampling.group_size
     phases = {"sampling": sampling(config.sharing.local, group_size)}
     if learning:
-        learner, questions = config.learner, config.learner.micro_batch_groups or config.train_groups
+        learner, one = config.learner, rows(1, group_size)
+        questions = learner.groups_per_pass(config.train_groups, one.tokens)
         state |= {"moments": 2 * kept} | ({"reference": kept} if learner.kl_coef > 0 else {})
         phases["update"] = update(questions, group_size, config.train_groups // questions, learner.logit_chunk_tokens)
         phases["evaluation"] = sampling(config.eval.questions_per_call or config.sharing.local, group_size)

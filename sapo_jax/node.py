@@ -16,8 +16,9 @@ import numpy as np
 
 from sapo_jax.config import SapoConfig
 from sapo_jax.host import Host, SampledRow
-from sapo_jax.learner.batching import TrainingGroup, build_batch, prompt_bucket
+from sapo_jax.learner.batching import TrainingGroup, build_batch, cut_completions, prompt_bucket
 from sapo_jax.learner.step import Batch
+from sapo_jax.lengths import completion_buckets
 from sapo_jax.metrics import FROM
 from sapo_jax.prompting import Prompter
 from sapo_jax.seeding import generator, hash_seed
@@ -106,7 +107,7 @@ def update(nodes: Sequence[Node], host: Host, training: Sequence[Sequence[Scored
     """
     config = host.config
     groups = [node.encode(rollouts) for node, rollouts in zip(nodes, training, strict=True)]
-    # One shape for all nodes: the bucket of the longest prompt among them.
+    # One shape for all nodes: the buckets of the longest prompt and of the longest completion among them.
     length = max(prompt_bucket(own, config.sampling.prompt_buckets) for own in groups)
     batches = [
         build_batch(
@@ -120,6 +121,7 @@ def update(nodes: Sequence[Node], host: Host, training: Sequence[Sequence[Scored
         )
         for node, own in zip(nodes, groups, strict=True)
     ]
+    batches = cut_completions(batches, completion_buckets(config.sampling.max_new_tokens))
     counts = [
         {
             "tokens/trained": float(np.sum(batch.completion_mask)),

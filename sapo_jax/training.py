@@ -294,6 +294,7 @@ class Training:
         if self._member is not None and (line := self._member.news()):
             self._progress.print(line)
         swarm = swarm_metrics(metrics) | {name: count for name, count in news.items() if count}
+        swarm["time/update_programs"] = float(self._host.traces["update"])
         tracker.log(done, None, swarm)
         self._progress.round_done(done, swarm)
 

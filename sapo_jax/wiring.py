@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sapo_jax.config import ConfigError, SapoConfig
 from sapo_jax.host import Host
-from sapo_jax.memory_fit import describe, memory_limit_bytes, require_fit
+from sapo_jax.memory_fit import check_fit
 from sapo_jax.memory_plan import plan_memory
 from sapo_jax.models import sharding
 from sapo_jax.models.compute_dtype import resolve_compute_dtype
@@ -133,7 +133,7 @@ def build_host(
         per_program: nodes in one compiled call; 0: `nodes_per_program`. Checkpoints are laid out by it.
         learning: False for a host that only samples, without optimizer state.
         kind: makes the host from what `Host` takes; the processes of a group have kinds of their own.
-        say: is told how much memory the host and its work need.
+        say: is told how much memory the host and its work need, and of every program that is compiled.
 
     Raises:
         ConfigError: fewer devices than the mesh needs, or more memory needed than there is.
@@ -151,6 +151,7 @@ def build_host(
         dtype=jnp.dtype(compute_dtype),
         nodes_per_program=per_program,
         learning=learning,
+        say=say,
     )
 
 
@@ -170,9 +171,7 @@ def _check_memory(
     )
     if not learning:
         plan = plan.only()  # whoever asks such a host says how many questions and completions at a time
-    limit = memory_limit_bytes(jax.local_devices()[0])
-    require_fit(plan, limit, config, nodes_per_program=per_program)
-    say(describe(plan, limit))
+    check_fit(plan, config, nodes_per_program=per_program, say=say)
 
 
 def compute_dtype(config: SapoConfig, model: LoadedModel) -> str:

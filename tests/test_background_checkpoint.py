@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapo_jax import host_copy
+from sapo_jax import memory_copy
 from sapo_jax.checkpoint import Checkpointer, CheckpointError
-from sapo_jax.host_copy import copy_to_host, free_memory_bytes
+from sapo_jax.memory_copy import copy_to_memory
 from tests.test_checkpoint import restored_after_a_kill
 
 
@@ -121,38 +121,11 @@ def test_where_memory_is_short_the_write_is_done_when_save_returns(
 ) -> None:
     arrays = _noise(1000)
     for free, is_copied in ((2 * arrays["w"].nbytes, True), (2 * arrays["w"].nbytes - 1, False), (0, False)):
-        monkeypatch.setattr(host_copy, "free_memory_bytes", lambda free=free: free)
-        assert (copy_to_host(arrays) is not None) == is_copied
+        monkeypatch.setattr(memory_copy, "free_bytes", lambda free=free: free)
+        assert (copy_to_memory(arrays) is not None) == is_copied
     with Checkpointer(tmp_path, background=True) as checkpoints:
         checkpoints.save(1, arrays, {})
         assert checkpoints.rounds() == (1,)
-
-
-@pytest.mark.parametrize(
-    ("meminfo", "limit", "used", "free"),
-    [
-        ("MemTotal: 9 kB\nMemAvailable:    8 kB\n", None, None, 8192),
-        ("MemAvailable: 8 kB\n", "max\n", "5000\n", 8192),
-        ("MemAvailable: 8 kB\n", "6000\n", "5000\n", 1000),
-        ("MemAvailable: 8 kB\n", "60000\n", "5000\n", 8192),
-        ("MemTotal: 9 kB\n", "6000\n", "5000\n", 0),  # without the machine's word nothing is known
-        (None, None, None, 0),
-    ],
-)
-def test_free_memory_is_that_of_machine_and_container(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    meminfo: str | None,
-    limit: str | None,
-    used: str | None,
-    free: int,
-) -> None:
-    for name, text in (("meminfo", meminfo), ("memory.max", limit), ("memory.current", used)):
-        if text is not None:
-            (tmp_path / name).write_text(text)
-    monkeypatch.setattr(host_copy, "_MEMORY", tmp_path / "meminfo")
-    monkeypatch.setattr(host_copy, "_CONTAINER", tmp_path)
-    assert free_memory_bytes() == free
 
 
 def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:

@@ -307,6 +307,7 @@ def _check_update(config: SapoConfig, nodes: int, prompt_length: int) -> None:
         settings=config.learner,
         optimizer=optimizer_of(config),
         temperature=config.sampling.temperature,
+        max_new_tokens=config.sampling.max_new_tokens,
         dtype=jnp.bfloat16,
     )
     reference = state.params if config.learner.kl_coef > 0 else None

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sapo_jax import lengths
 from sapo_jax.config import MAX_BUCKETS, ConfigError, LearnerConfig, SamplingConfig, SapoConfig, SharingConfig
 from sapo_jax.host import Host
-from sapo_jax.learner.batching import TrainingGroup, build_batch, prompt_bucket
+from sapo_jax.learner.batching import TrainingGroup, build_batch, cut_completions, prompt_bucket
 from sapo_jax.text.byte_tokenizer import byte_tokenizer
 from sapo_jax.types import Completion, FinishReason
 from tests.models.random_models import random_params, small_config
@@ -51,7 +52,10 @@ def storm(rng: np.random.Generator) -> list[TrainingGroup]:
     return groups
 
 
-def test_t8_a_storm_of_lengths_compiles_no_more_than_the_buckets() -> None:
+def test_t8_a_storm_of_lengths_compiles_no_more_than_the_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "SHORTEST", 2)
+    completions = lengths.completion_buckets(MAX_NEW)
+    assert completions == (2, 4, 8) and lengths.FEW == 3
     tokenizer = byte_tokenizer()
     model = small_config("qwen2", vocab_size=tokenizer.vocab_size)
     host = Host(
@@ -75,10 +79,12 @@ def test_t8_a_storm_of_lengths_compiles_no_more_than_the_buckets() -> None:
             prompt_length=prompt_bucket(groups, BUCKETS),
             local_encoding="text",
         )
+        (batch,) = cut_completions([batch], completions)
         shapes.add(tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)))
         (metrics,) = host.update([batch])
         assert all(np.isfinite(value) for name, value in metrics.items() if name == "learner/grad_norm")
-    assert len(shapes) == len(BUCKETS) and host.traces["update"] == len(BUCKETS) <= MAX_BUCKETS == 8
+    assert len(BUCKETS) < len(shapes) <= len(BUCKETS) * len(completions)
+    assert host.traces["update"] == len(shapes) and len(BUCKETS) <= MAX_BUCKETS == 8
 
 
 def test_t8_more_buckets_than_that_are_refused() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import pytest
 from absl import flags
@@ -95,41 +93,11 @@ def test_an_accelerator_says_itself_what_it_has() -> None:
     assert [memory_limit_bytes(device) for device in devices] == [7, None, None]
 
 
-@pytest.mark.parametrize(
-    ("groups", "files", "expected"),
-    [
-        ("0::/\n", {}, 4096),
-        ("0::/\n", {"memory.max": "max"}, 4096),
-        ("0::/a/b\n", {"memory.max": "max", "a/memory.max": "3000", "a/b/memory.max": "3500"}, 3000),
-        ("0::/gone\n", {"memory.max": "2000"}, 2000),  # a container that sees its own group as the root
-        ("4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "1000", "memory.max": "max"}, 1000),
-        ("4:memory:/a\n", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, 4096),
-        ("3:cpu,cpuacct:/a\n", {"a/memory.max": "5"}, 4096),
-        ("nonsense\n", {"memory.max": "2000"}, 4096),
-    ],
-)
-def test_a_cpu_has_what_machine_and_container_leave_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: str, files: dict[str, str], expected: int
-) -> None:
-    contents = {"proc/meminfo": "MemFree: 1 kB\nMemTotal:        4 kB\n", "proc/self/cgroup": groups}
-    contents |= {f"sys/fs/cgroup/{name}": f"{value}\n" for name, value in files.items()}
-    for name, content in contents.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    monkeypatch.setattr(memory_fit, "_ROOT", tmp_path)
-    assert memory_limit_bytes(jax.devices("cpu")[0]) == expected
-
-
-def test_nothing_is_known_where_nothing_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory_fit, "_ROOT", tmp_path)
-    assert memory_limit_bytes(jax.devices("cpu")[0]) is None
-
-
 def test_a_run_is_refused_before_its_weights_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, nodes=400)
     model = wiring.load_model(config)
     lines: list[str] = []
-    monkeypatch.setattr(wiring, "memory_limit_bytes", lambda device: 64 * 2**20)
+    monkeypatch.setattr(memory_fit, "memory_limit_bytes", lambda device: 64 * 2**20)
     monkeypatch.setattr(wiring, "init_params", None)  # nothing is made
     with pytest.raises(ConfigError, match=r"^config.nodes = 400: this needs at least 0\.\d GiB of memory and there"):
         wiring.build_host(config, model, "float32", per_program=1, say=lines.append)

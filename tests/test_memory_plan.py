@@ -76,7 +76,13 @@ def temp_bytes_of_update(config: SapoConfig, model: DecoderConfig = WIDE, dtype:
     """Returns what XLA allocates for the update of all nodes in one program, beside arguments and results."""
     optimizer = optimizer_for(config.learner, config.rounds)
     one_node = partial(
-        update, model=model, settings=config.learner, optimizer=optimizer, temperature=1.0, dtype=jnp.dtype(dtype)
+        update,
+        model=model,
+        settings=config.learner,
+        optimizer=optimizer,
+        temperature=1.0,
+        max_new_tokens=config.sampling.max_new_tokens,
+        dtype=jnp.dtype(dtype),
     )
     state = jax.eval_shape(partial(init_state, optimizer=optimizer), abstract_params(model))
     arguments = with_nodes((state, shapes_of_batch(config, config.train_groups)), config.nodes)

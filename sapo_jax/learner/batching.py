@@ -77,6 +77,18 @@ def build_batch(
     )
 
 
+def cut_completions(batches: Sequence[Batch], buckets: Sequence[int]) -> list[Batch]:
+    """Returns `batches` with C cut to the smallest of the rising `buckets` that holds every completion of all."""
+    longest = max(int(np.sum(batch.completion_mask, axis=-1).max(initial=0)) for batch in batches)
+    length = bucket_for(longest, buckets)
+    return [
+        batch._replace(
+            completion_tokens=batch.completion_tokens[..., :length], completion_mask=batch.completion_mask[..., :length]
+        )
+        for batch in batches
+    ]
+
+
 def prompt_bucket(groups: Sequence[TrainingGroup], buckets: Sequence[int]) -> int:
     """Returns the smallest bucket that holds every prompt of `groups`."""
     return bucket_for(max((len(group.prompt_ids) for group in groups), default=1), buckets)

@@ -120,6 +120,7 @@ def update(
     settings: LearnerConfig,
     optimizer: optax.GradientTransformation,
     temperature: float,
+    max_new_tokens: int,
     dtype: jnp.dtype = jnp.float32,
     advantages: jax.Array | None = None,
 ) -> tuple[TrainState, MetricSums]:
@@ -128,6 +129,7 @@ def update(
     Args:
         reference: parameters of the KL penalty's reference; needed when `settings.kl_coef` > 0.
         temperature: of the sampler; log-probs are those of the tempered distribution.
+        max_new_tokens: the sampler's limit; completions of a round that were all shorter are padded to less.
         advantages: [Q, G] to be used instead of group-relative ones (supervised steps: all one).
 
     A micro-batch without any advantage has no gradient and is left out (unless the KL penalty gives
@@ -145,7 +147,8 @@ def update(
         logit_chunk_tokens=settings.logit_chunk_tokens,
         dtype=dtype,
     )
-    micro_groups = settings.micro_batch_groups or batch.rewards.shape[0]
+    context, (questions, group_size, completion) = batch.prompt_tokens.shape[1] - 1, batch.completion_tokens.shape
+    micro_groups = settings.groups_per_pass(questions, context + group_size * completion)
     rows = _Rows(batch, advantages, None, None)
     micro = jax.tree.map(lambda x: x.reshape(-1, micro_groups, *x.shape[1:]), rows)  # [Q / m, m, ...]
     if settings.inner_epochs > 1:
@@ -157,7 +160,7 @@ def update(
         batch.completion_mask,
         batch.valid,
         normalizer=settings.loss_normalizer,
-        max_new_tokens=batch.completion_tokens.shape[-1],
+        max_new_tokens=max_new_tokens,
     )
 
     def loss(params: Params, part: _Rows) -> tuple[jax.Array, MetricSums]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sapo_jax.algo.shapes import check_shapes
+from sapo_jax.lengths import completion_buckets
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.attention import KeyValues
@@ -24,7 +25,6 @@ from sapo_jax.sampling.draw import draw, weigh
 from sapo_jax.sampling.warp import warp
 
 GREEDY = 0.0  # the temperature that asks for the likeliest token
-FIRST_SLOTS = 64  # of the cache, which is read whole in every step and doubles when it is full
 
 
 Array = Any  # numpy where the host makes it, jax on the device
@@ -177,7 +177,8 @@ def _sample(
         )
         return _Loop(loop.step + 1, split[..., 0], drawn, loop.done | ended, cache, samples)
 
-    first, *larger = cache_sizes(max_new_tokens)
+    # A step reads the whole cache, so it grows, from loop to loop.
+    first, *larger = completion_buckets(max_new_tokens)
     loop = _Loop(
         step=jnp.zeros((), jnp.int32),
         keys=each(jax.random.key)(seeds),
@@ -196,14 +197,6 @@ def _sample(
         loop = loop._replace(cache=forward.grow_cache(loop.cache, slots))
         loop = lax.while_loop(partial(unfinished, slots), advance, loop)
     return loop.samples
-
-
-def cache_sizes(max_new_tokens: int) -> list[int]:
-    """Returns the slots of the cache one after another, each a loop of its own: few, and the last just enough."""
-    sizes = [max_new_tokens]
-    while sizes[0] > FIRST_SLOTS:
-        sizes.insert(0, max(FIRST_SLOTS, -(-sizes[0] // 2)))
-    return sizes
 
 
 def _put(rows: jax.Array, column: jax.Array, step: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 from sapo_jax.config import ConfigError, LearnerConfig, SamplingConfig, SapoConfig, SharingConfig
 from sapo_jax.host import Host
 from sapo_jax.learner.step import Batch, batch_logprobs
-from sapo_jax.memory_fit import describe, memory_limit_bytes, require_fit
+from sapo_jax.memory_fit import check_fit
 from sapo_jax.memory_plan import plan_memory
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.decoder import Params
@@ -99,12 +99,10 @@ def _check_memory(kind: Kind, settings: SapoConfig, config: DecoderConfig, dtype
     plan = plan_memory(
         settings, config, make_mesh(), compute_dtype=dtype, nodes_per_program=per_program, learning=learning
     ).only(*PHASES[kind])
-    limit = memory_limit_bytes(jax.local_devices()[0])
     try:
-        require_fit(plan, limit, settings, nodes_per_program=per_program)
+        check_fit(plan, settings, nodes_per_program=per_program, say=say)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    say(describe(plan, limit))
 
 
 def make_batch(prompts: EncodedPrompts, completions: np.ndarray, rewards: np.ndarray) -> Batch:

@@ -36,6 +36,7 @@ OF_ROUNDS = {
 # Of rounds in which something informed, and in which something foreign did.
 OF_INFORMATIVE_ROUNDS = {"policy/entropy", "policy/own_logprob_mean"}
 OF_SHARING_ROUNDS = {"policy/external_logprob_mean"}
+OF_THE_PROCESS = {"time/update_programs"}
 
 
 @pytest.mark.parametrize("node", [0, 1, None])
@@ -45,6 +46,7 @@ def test_every_name_that_scripts_rely_on_is_logged(whole: Path, node: int | None
     rounds = [metrics for metrics in lines if any(name.startswith("reward/") for name in metrics)]
     assert len(evaluations) == 3 and all(metrics.keys() >= OF_EVALUATIONS for metrics in evaluations)
     assert len(rounds) == 40 and all(metrics.keys() >= OF_ROUNDS for metrics in rounds)
+    assert node is not None or all(metrics.keys() >= OF_THE_PROCESS for metrics in rounds)
     informative = [metrics for metrics in rounds if metrics["groups/informative_frac"] > 0]
     assert informative and all(metrics.keys() >= OF_INFORMATIVE_ROUNDS for metrics in informative)
     sharing = [metrics for metrics in rounds if metrics["groups/external"] > 0]  # the rule shares what informs

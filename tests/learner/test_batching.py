@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sapo_jax.config import LearnerConfig
-from sapo_jax.learner.batching import TrainingGroup, build_batch, prompt_bucket
+from sapo_jax.learner.batching import TrainingGroup, build_batch, cut_completions, prompt_bucket
 from sapo_jax.learner.step import Batch, advantages_of
 from sapo_jax.text.byte_tokenizer import byte_tokenizer
 from sapo_jax.text.encode import PromptTooLongError
@@ -134,6 +134,18 @@ def test_what_cannot_be_laid_out_is_refused() -> None:
         built(group(stopped("a"), prompt_ids=(1,) * 6))
     with pytest.raises(ValueError, match="zip"):
         built(group(stopped("a"), stopped("b"), rewards=(1.0,)))
+
+
+def test_completions_of_all_nodes_are_cut_to_the_longest() -> None:
+    short, long = built(group(cut("a"), stopped(""))), built(group(cut("ab"), stopped("a")))
+    uncut = built(group(stopped("abc")))
+    for batches, length in (([short, short], 1), ([short, long], 2), ([built()], 1), ([long, uncut], 4)):
+        found = cut_completions(batches, (1, 2, 4))
+        for batch, before in zip(found, batches, strict=True):
+            assert np.shape(batch.completion_tokens) == np.shape(batch.completion_mask) == (2, 3, length)
+            np.testing.assert_array_equal(batch.completion_tokens, before.completion_tokens[..., :length])
+            assert np.sum(batch.completion_mask) == np.sum(before.completion_mask)
+            assert all(a is b for a, b in zip(batch[:3] + batch[5:], before[:3] + before[5:], strict=True))
 
 
 def test_the_bucket_is_the_smallest_that_holds_every_prompt() -> None:

@@ -145,7 +145,15 @@ def compiled(
     settings: LearnerConfig, model: DecoderConfig, temperature: float, rate: float, dtype: Any
 ) -> tuple[optax.GradientTransformation, Any]:
     optimizer = optax.sgd(rate)
-    compute = partial(update, model=model, settings=settings, optimizer=optimizer, temperature=temperature, dtype=dtype)
+    compute = partial(
+        update,
+        model=model,
+        settings=settings,
+        optimizer=optimizer,
+        temperature=temperature,
+        max_new_tokens=C,
+        dtype=dtype,
+    )
     return optimizer, jax.jit(compute)
 
 
@@ -238,6 +246,31 @@ def test_micro_batches_change_nothing(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("budget", "groups"), [(2 * (P - 1 + G * C), 2), (4 * (P - 1 + G * C) - 1, 2), (10**6, 4)])
+def test_micro_batches_by_tokens_are_those_by_groups(budget: int, groups: int) -> None:
+    params, batch = random_params(MODEL, 5, "float64"), random_batch(3)
+    assert SETTINGS.groups_per_pass(Q, P - 1 + G * C) == Q
+    assert replace(SETTINGS, micro_batch_tokens=budget).groups_per_pass(Q, P - 1 + G * C) == groups
+    found, metrics = stepped(params, batch, replace(SETTINGS, micro_batch_tokens=budget))
+    wanted, others = stepped(params, batch, replace(SETTINGS, micro_batch_groups=groups))
+    assert_close(found, wanted, 0)
+    assert metrics == others
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("normalizer", ["tokens", "constant"])
+def test_the_length_that_completions_are_padded_to_changes_nothing(normalizer: str) -> None:
+    settings = replace(SETTINGS, loss_normalizer=normalizer)
+    params, batch = random_params(MODEL, 14, "float64"), random_batch(11)
+    added = ((0, 0), (0, 0), (0, 3))
+    longer = batch._replace(
+        completion_tokens=np.pad(batch.completion_tokens, added, constant_values=3),
+        completion_mask=np.pad(batch.completion_mask, added),
+    )
+    assert_close(stepped(params, longer, settings)[0], stepped(params, batch, settings)[0], 1e-13)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("normalizer", "kl_coef"), [("tokens", 0.0), ("constant", 0.3)])
 def test_rows_and_groups_that_only_fill_the_shape_change_nothing(normalizer: str, kl_coef: float) -> None:
     settings = replace(SETTINGS, loss_normalizer=normalizer, kl_coef=kl_coef)
@@ -311,6 +344,7 @@ def test_nodes_computed_together_are_nodes_computed_alone() -> None:
         settings=replace(SETTINGS, micro_batch_groups=2, inner_epochs=2),
         optimizer=optimizer,
         temperature=0.9,
+        max_new_tokens=C,
         dtype=jnp.float64,
     )
     states = [init_state(random_params(MODEL, seed, "float64"), optimizer) for seed in (11, 12)]
@@ -328,7 +362,7 @@ def test_nodes_computed_together_are_nodes_computed_alone() -> None:
 
 def test_a_gradient_that_is_not_finite_skips_the_update_of_its_node_alone() -> None:
     optimizer = optax.adam(0.01)
-    one = partial(update, model=MODEL, settings=SETTINGS, optimizer=optimizer, temperature=1.0)
+    one = partial(update, model=MODEL, settings=SETTINGS, optimizer=optimizer, temperature=1.0, max_new_tokens=C)
     healthy = init_state(random_params(MODEL, 13), optimizer)
     broken = init_state(random_params(MODEL, 14), optimizer)
     broken.params["blocks"]["mlp"]["up"]["kernel"][0, 0, 0] = np.inf
@@ -349,7 +383,7 @@ def test_a_gradient_that_is_not_finite_skips_the_update_of_its_node_alone() -> N
 
 def test_a_donated_state_is_reused() -> None:
     optimizer = optax.sgd(0.01, momentum=0.9)
-    one = partial(update, model=MODEL, settings=SETTINGS, optimizer=optimizer, temperature=1.0)
+    one = partial(update, model=MODEL, settings=SETTINGS, optimizer=optimizer, temperature=1.0, max_new_tokens=C)
     batch = random_batch(11, "float32")
     first = jax.device_put(init_state(random_params(MODEL, 15), optimizer))
     kept = jax.tree.map(jnp.copy, first)

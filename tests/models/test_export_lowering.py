@@ -91,7 +91,15 @@ def test_the_update_lowers_for_every_platform(family: str, dtype: str) -> None:
         learning_rate=1e-3, schedule="cosine", warmup_rounds=2, rounds=9, inner_epochs=2, optimizer="adamw",
         beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01, max_grad_norm=1.0,
     )  # fmt: skip
-    one = partial(update, model=config, settings=SETTINGS, optimizer=optimizer, temperature=1.0, dtype=jnp.dtype(dtype))
+    one = partial(
+        update,
+        model=config,
+        settings=SETTINGS,
+        optimizer=optimizer,
+        temperature=1.0,
+        max_new_tokens=C,
+        dtype=jnp.dtype(dtype),
+    )
     state = jax.eval_shape(over_nodes(partial(init_state, optimizer=optimizer)), params)
     exported = lowered(over_nodes(one), state, batch(), params)
     produced = jax.tree.unflatten(exported.out_tree, exported.out_avals)

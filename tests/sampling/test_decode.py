@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from sapo_jax import lengths
 from sapo_jax.learner.step import Batch, batch_logprobs
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
 from sapo_jax.models.decoder import Params
 from sapo_jax.sampling import decode
-from sapo_jax.sampling.decode import GREEDY, Prompts, Samples, cache_sizes, sample
+from sapo_jax.sampling.decode import GREEDY, Prompts, Samples, sample
 from sapo_jax.sampling.draw import Weights, draw
 from tests.models.random_models import random_params, small_config
 
@@ -174,21 +175,16 @@ def test_the_loop_ends_with_the_last_row(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(draws) == longest
 
 
-@pytest.mark.parametrize(("limit", "sizes"), [(1, [1]), (64, [64]), (65, [64, 65]), (200, [64, 100, 200])])
-def test_the_cache_grows_to_the_limit(limit: int, sizes: list[int]) -> None:
-    assert cache_sizes(limit) == sizes
-
-
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_growing_cache_changes_nothing(nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config("llama", vocab_size=24)
     params, prompts = jax.tree.map(lambda leaf: leaf[:nodes], (stacked_params(config), ragged_prompts(config)))
     found = []
-    for slots in (11, 2):
-        monkeypatch.setattr(decode, "FIRST_SLOTS", slots)
+    for shortest in (11, 2):
+        monkeypatch.setattr(lengths, "SHORTEST", shortest)
         compute = jax.jit(partial(sample, config, end_id=END, group_size=6, max_new_tokens=11))
         found.append(compute(params, prompts, jnp.arange(nodes, dtype=jnp.uint32), jnp.float32(1)))
-    assert cache_sizes(11) == [2, 3, 6, 11]
+    assert lengths.completion_buckets(11) == (3, 6, 11)
     whole, grown = found
     assert whole.lengths.min() < 6 < whole.lengths.max()
     np.testing.assert_array_equal(whole.tokens, grown.tokens)
