@@ -13,8 +13,9 @@ import numpy as np
 
 from sapo_jax.config import SapoConfig
 from sapo_jax.host import Host
-from sapo_jax.learner.batching import TrainingGroup, build_batch
+from sapo_jax.learner.batching import TrainingGroup, build_batch, cut_completions
 from sapo_jax.learner.step import Batch
+from sapo_jax.lengths import completion_buckets
 from sapo_jax.prompting import Prompter
 from sapo_jax.seeding import generator
 from sapo_jax.tasks.examples import answer_text
@@ -47,7 +48,7 @@ def cold_start(
             positions[node] = drawn.counter
             rng = generator(config.seed, "cold start", node, step)
             batches.append(_batch(drawn.tasks, prompter, config, rng))
-        host.supervise(batches)
+        host.supervise(cut_completions(batches, completion_buckets(config.sampling.max_new_tokens)))
         advance(1)
     host.begin()
 

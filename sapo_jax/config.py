@@ -250,7 +250,7 @@ class LearnerConfig:
         )
 
     def groups_per_pass(self, groups: int, group_tokens: int) -> int:
-        """Returns how many of `groups` groups one pass takes, a divisor of theirs: the most within both limits.
+        """Returns how many of `groups` groups one pass takes, a divisor of theirs: the most within both limits, or one.
 
         Args:
             group_tokens: positions of one group, S + G * C.
@@ -372,13 +372,12 @@ class SapoConfig:
             micro,
             f"must divide sharing.local + sharing.external = {self.train_groups}",
         )
-        largest = self.sampling.max_prompt_tokens - 1 + self.sampling.group_size * self.sampling.max_new_tokens
         budget = self.learner.micro_batch_tokens
         _require(
-            budget == 0 or budget >= largest,
+            budget == 0 or budget >= self.group_tokens,
             "learner.micro_batch_tokens",
             budget,
-            f"must hold one group: sampling.prompt_buckets[-1] - 1 + group_size * max_new_tokens = {largest}",
+            f"must hold one group: sampling.prompt_buckets[-1] - 1 + group_size * max_new_tokens = {self.group_tokens}",
         )
         _require(
             budget == 0 or self.host.mesh_data == 1,
@@ -407,6 +406,12 @@ class SapoConfig:
     def train_groups(self) -> int:
         """Rollouts in one update, Q = I + J."""
         return self.sharing.local + self.sharing.external
+
+    @property
+    def group_tokens(self) -> int:
+        """Positions of one group in the update, at most: the prompt without its last token, and all completions."""
+        sampling = self.sampling
+        return sampling.max_prompt_tokens - 1 + sampling.group_size * sampling.max_new_tokens
 
 
 def default_config_dict() -> Any:

@@ -59,7 +59,7 @@ class Host:
         """Starts every node from `params` (one node, no node axis).
 
         A host that is not `learning` keeps no optimizer state and no reference: it can only sample.
-        `say` is told of every program before it is compiled.
+        `say` is told of every program before it is compiled, or found among those compiled before.
         """
         self.model = model
         self.config = config
@@ -252,7 +252,7 @@ class Host:
         nodes, questions, length = prompts.shape
         group_size, completion = completions
         self._say(
-            f"compiling: {kind}, {nodes} x {questions} prompts of {length} tokens, {group_size} x {completion} new ones"
+            f"program: {kind}, {nodes} x {questions} prompts of {length} tokens, {group_size} x {completion} new ones"
         )
 
     def _stack(self, batches: Sequence[Batch]) -> list[Batch]:

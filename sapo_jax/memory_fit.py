@@ -1,4 +1,4 @@
-"""How much memory there is, and what to say of a plan: in one line, or that it does not fit and what to change."""
+"""What to say of a memory plan: in one line, or that it does not fit and what to change."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sapo_jax.memory_plan import MemoryPlan
 GIB = 2**30
 
 OUT_OF_MEMORY_ADVICE = (
-    "lower config.learner.micro_batch_groups, config.learner.logit_chunk_tokens, config.host.nodes_per_program or "
-    "config.nodes, or set config.learner.remat=True"
+    "lower config.learner.micro_batch_groups or config.learner.micro_batch_tokens, config.learner.logit_chunk_tokens, "
+    "config.host.nodes_per_program or config.nodes, or set config.learner.remat=True"
 )
 
 
@@ -72,8 +72,10 @@ def require_fit(plan: MemoryPlan, limit: int | None, config: SapoConfig, *, node
 def _keys(phase: str, part: str, config: SapoConfig, nodes_per_program: int) -> list[str]:
     """Returns the keys that make `part` of `phase` ("": of the state) smaller, the most useful first, its value too."""
     sampling, learner = config.sampling, config.learner
-    group_tokens = sampling.max_prompt_tokens - 1 + sampling.group_size * sampling.max_new_tokens
-    questions = learner.groups_per_pass(config.train_groups, group_tokens)
+    questions = learner.groups_per_pass(config.train_groups, config.group_tokens)
+    passes = ("config.learner.micro_batch_groups", questions, questions > 1)
+    if learner.micro_batch_tokens and questions < (learner.micro_batch_groups or config.train_groups):
+        passes = ("config.learner.micro_batch_tokens", learner.micro_batch_tokens, questions > 1)
     lengths = [
         ("config.sampling.group_size", sampling.group_size, sampling.group_size > 2),
         ("config.sampling.prompt_buckets", sampling.prompt_buckets, sampling.max_prompt_tokens > 1),
@@ -97,7 +99,7 @@ def _keys(phase: str, part: str, config: SapoConfig, nodes_per_program: int) -> 
     elif part == "logits":
         keys = [("config.learner.logit_chunk_tokens", learner.logit_chunk_tokens, True), together]
     else:
-        keys = [("config.learner.micro_batch_groups", questions, questions > 1), recompute, together, *lengths]
+        keys = [passes, recompute, together, *lengths]
     if nodes not in keys:
         keys.append(nodes)  # leaves more room beside the state
     found = [(key, value) for key, value, helps in keys if helps] or [smaller[:2]]

@@ -96,8 +96,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Returns what a run needs on the devices of `mesh`; without `learning`, what sampling for its rounds needs.
 
-    Prompts are counted at the longest bucket: which lengths are met is decided by the texts, also those of
-    others.
+    Prompts and completions are counted at their longest: which lengths are met is decided by the texts, also those
+    of others. (Of shorter groups a pass takes more under `learner.micro_batch_tokens`, up to that many positions.)
     """
     size = np.dtype(jax.numpy.dtype(compute_dtype)).itemsize
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -128,8 +128,8 @@ def plan_memory(
     state, group_size = {"weights": kept}, config.sampling.group_size
     phases = {"sampling": sampling(config.sharing.local, group_size)}
     if learning:
-        learner, one = config.learner, rows(1, group_size)
-        questions = learner.groups_per_pass(config.train_groups, one.tokens)
+        learner = config.learner
+        questions = learner.groups_per_pass(config.train_groups, config.group_tokens)
         state |= {"moments": 2 * kept} | ({"reference": kept} if learner.kl_coef > 0 else {})
         phases["update"] = update(questions, group_size, config.train_groups // questions, learner.logit_chunk_tokens)
         phases["evaluation"] = sampling(config.eval.questions_per_call or config.sharing.local, group_size)

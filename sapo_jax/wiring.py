@@ -133,7 +133,7 @@ def build_host(
         per_program: nodes in one compiled call; 0: `nodes_per_program`. Checkpoints are laid out by it.
         learning: False for a host that only samples, without optimizer state.
         kind: makes the host from what `Host` takes; the processes of a group have kinds of their own.
-        say: is told how much memory the host and its work need, and of every program that is compiled.
+        say: is told how much memory the host and its work need, and of every program.
 
     Raises:
         ConfigError: fewer devices than the mesh needs, or more memory needed than there is.

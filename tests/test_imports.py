@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prompting": BASE | {"text", "tasks", "host"},
     "evaluation": BASE | NODE | {"statistics", "metrics", "workdir", "host", "prompting"},
     "node": BASE | NODE | {"statistics", "metrics", "host", "prompting", "lengths"},
-    "cold_start": BASE | NODE | {"host", "prompting"},
+    "cold_start": BASE | NODE | {"host", "prompting", "lengths"},
     "memory_plan": BASE | {"models"},
     "memory_fit": BASE | {"memory_plan", "machine_memory"},
     "wiring": BASE | NODE | {"host", "node", "prompting", "memory_plan", "memory_fit"},

@@ -42,6 +42,13 @@ def test_state_and_the_largest_phase_have_to_fit() -> None:
     )
 
 
+def test_a_token_budget_is_named_where_it_decides() -> None:
+    assert CONFIG.train_groups == 8
+    for budget, groups, key in ((3 * 767, 4, "micro_batch_tokens = 2301"), (8 * 767, 4, "micro_batch_groups = 4")):
+        learner = replace(CONFIG.learner, micro_batch_tokens=budget, micro_batch_groups=groups)
+        assert refused(PLAN, 11.4, replace(CONFIG, learner=learner)).startswith(f"config.learner.{key}: ")
+
+
 def test_the_keys_are_those_that_still_help() -> None:
     least = replace(CONFIG, nodes=1, learner=replace(CONFIG.learner, micro_batch_groups=1, remat=True))
     message = refused(PLAN, 9, least, per_program=1)

@@ -21,20 +21,6 @@ from sapo_jax.algo.shapes import check_shapes
 Pair = tuple[jax.Array, jax.Array]
 
 
-def token_logprobs(logits: jax.Array, tokens: jax.Array, *, temperature: float = 1.0) -> jax.Array:
-    """Returns log softmax(logits / temperature) at `tokens`.
-
-    Args:
-        logits: [..., V] float, the logits that predict each token.
-        tokens: [...] int.
-        temperature: positive.
-
-    Returns:
-        [...] float32 (float64 for float64 logits).
-    """
-    return token_logprobs_and_entropy(logits, tokens, temperature=temperature)[0]
-
-
 def token_logprobs_and_entropy(
     logits: jax.Array, tokens: jax.Array, *, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:

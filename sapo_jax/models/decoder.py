@@ -20,6 +20,8 @@ from flax import nnx
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.layers import INIT_STDDEV, Block, ColumnMlp, GatedMlp, Projection, RMSNorm, wide_matmul
 
+FACTORS = ("kernel", "embedding")  # parameters that enter products, which round them to the compute dtype
+
 Params = dict[str, Any]  # nested dict of float32 arrays; `blocks` leaves lead with the layer axis
 
 LayerBody = Callable[[Block, Any, Any], tuple[Any, Any]]
@@ -95,12 +97,13 @@ def bind(config: DecoderConfig, params: Params) -> Decoder:
 def prepare_decoding(config: DecoderConfig, params: Params, dtype: jnp.dtype) -> tuple[Params, list[Params]]:
     """Returns parameters and the L layers one by one, which decode the same with less work a step.
 
-    Numbers are of `dtype` once instead of in every step, a tied head is a kernel of its own, transposed, and kernels
+    Kernels are of `dtype` once instead of in every step, a tied head is a kernel of its own, transposed, and kernels
     of the MLP have the form that `_decoding_mlp` reads. The parameters hold no blocks.
     """
 
     def converted(tree: Params) -> Params:
-        return jax.tree.map(lambda x: x.astype(dtype), tree)
+        # Only the factors of products: biases and scales meet sums, which are wider.
+        return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype) if path[-1].key in FACTORS else x, tree)
 
     layers = [converted(jax.tree.map(itemgetter(layer), params["blocks"])) for layer in range(config.layers)]
     rest = converted({name: part for name, part in params.items() if name != "blocks"})

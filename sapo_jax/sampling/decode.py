@@ -102,7 +102,7 @@ def sample(
         end_id=end_id,
         group_size=group_size,
         max_new_tokens=max_new_tokens,
-        truncate=partial(warp, top_k=top_k, top_p=top_p, min_p=min_p),
+        truncate=partial(warp, top_k=top_k, top_p=top_p, min_p=min_p) if top_k or top_p < 1 or min_p else None,
         dtype=dtype,
     )
     if sizes["M"] > 1:
@@ -123,7 +123,7 @@ def _sample(
     end_id: int,
     group_size: int,
     max_new_tokens: int,
-    truncate: Callable[[jax.Array], jax.Array],
+    truncate: Callable[[jax.Array], jax.Array] | None,
     dtype: jnp.dtype,
 ) -> Samples:
     """Returns what `sample` does; `each` maps a function over the node axis, if there is one."""
@@ -161,10 +161,14 @@ def _sample(
         split = each(jax.random.split)(loop.keys)  # [[M,] 2]
         uniforms = each(lambda key: jax.random.uniform(key, (*rows[-2:], 2)))(split[..., 1])
         top = jnp.max(scaled, axis=-1, keepdims=True)  # the likeliest token is never truncated
-        # Not inside the branch that needs it: there its exponentials could not be shared with the log-probs.
-        random = draw(weigh(truncate(scaled), top), uniforms)
-        drawn = lax.cond(temperature > 0, lambda: random, lambda: jnp.argmax(scaled, axis=-1).astype(jnp.int32))
-        total = jnp.sum(weigh(scaled, top).blocks, axis=-1)
+        weights = weigh(scaled, top)
+        if truncate is None:
+            random = draw(weights, uniforms)  # outside of the branch, where its exponentials are the log-probs', too
+            drawn = lax.cond(temperature > 0, lambda: random, lambda: _likeliest(scaled))
+        else:
+            kept = partial(truncate, scaled)
+            drawn = lax.cond(temperature > 0, lambda: draw(weigh(kept(), top), uniforms), lambda: _likeliest(scaled))
+        total = jnp.sum(weights.blocks, axis=-1)
         logprobs = (jnp.take_along_axis(scaled, drawn[..., None], axis=-1) - top)[..., 0] - jnp.log(total)
         alive = ~loop.done
         ended = alive & (drawn == end_id)
@@ -197,6 +201,10 @@ def _sample(
         loop = loop._replace(cache=forward.grow_cache(loop.cache, slots))
         loop = lax.while_loop(partial(unfinished, slots), advance, loop)
     return loop.samples
+
+
+def _likeliest(logits: jax.Array) -> jax.Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def _put(rows: jax.Array, column: jax.Array, step: jax.Array) -> jax.Array:

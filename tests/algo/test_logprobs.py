@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapo_jax.algo.logprobs import chunked_token_logprobs, token_logprobs, token_logprobs_and_entropy
+from sapo_jax.algo.logprobs import chunked_token_logprobs, token_logprobs_and_entropy
 from sapo_jax.algo.shapes import ShapeError
+
+
+def token_logprobs(logits: Any, tokens: Any, **options: Any) -> jax.Array:
+    return token_logprobs_and_entropy(logits, tokens, **options)[0]
 
 
 def reference(logits, tokens, temperature=1.0):
