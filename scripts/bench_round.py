@@ -1,6 +1,6 @@
 r"""Times sampling, update, scoring and a whole round: ours and torch's, in turn, in one run.
 
-    python scripts/bench_round.py                                     CPU, all workloads, about an hour on two cores
+    python scripts/bench_round.py                                     CPU, all workloads, two hours on two cores
     python scripts/bench_round.py --workloads=W4 --repeats=1 --json=bench.json
     python scripts/bench_round.py --device=gpu --nodes=8 --runs=10 --write=BENCHMARKS.md
 
@@ -12,7 +12,8 @@ Contenders: ours; reference, which is how the paper's public code does it in tor
 torch done well; and, when asked for, the libraries trl and tunix (scripts/peers says what each does otherwise,
 and the table repeats it). All get the same weights, prompts and completions, and their log-probs and gradient norms
 must agree. Each run is a process of its own, and contenders take turns, so what the machine does meanwhile
-falls on all. Ratios are times per node: above 1 ours is faster.
+falls on all. Ratios are times per node: above 1 ours is faster. Stopped by Ctrl-C or a termination signal, it reports
+what it has measured so far.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import itertools
 import json
 import math
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Iterator
@@ -47,6 +49,8 @@ COMPILED = {"ours", "tunix"}  # whose first run is no measure on a CPU either
 def main() -> None:
     """Runs all, prints the table, writes the files; exit code 1 if somebody failed or disagreed."""
     options = _options()
+    for stop in (signal.SIGINT, signal.SIGTERM):  # in the background, too, where a shell has the first one ignored
+        signal.signal(stop, signal.default_int_handler)
     try:
         result = measure(options)
     except BenchError as error:
@@ -71,12 +75,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     floors = {dtype: _floor(options, dtype) for dtype in options.dtypes}  # also says whether there is such a device
     cases = list(itertools.product(options.workloads, options.dtypes, options.contenders))
     runs: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
-    for repeat in range(options.repeats):
-        for workload, dtype, contender in cases:
-            say(f"{repeat + 1}/{options.repeats} {workload} {dtype} {contender}")
-            run = _contend(options, workload, dtype, contender)
-            say(f"  {statistics.median(run['seconds']):.3f} s, {run['peak_bytes'] / 2**30:.2f} GiB")
-            runs.setdefault(workload, {}).setdefault(dtype, {}).setdefault(contender, []).append(run)
+    done = 0
+    try:
+        for repeat in range(options.repeats):
+            for workload, dtype, contender in cases:
+                say(f"{repeat + 1}/{options.repeats} {workload} {dtype} {contender}")
+                run = _contend(options, workload, dtype, contender)
+                say(f"  {statistics.median(run['seconds']):.3f} s, {run['peak_bytes'] / 2**30:.2f} GiB")
+                runs.setdefault(workload, {}).setdefault(dtype, {}).setdefault(contender, []).append(run)
+                done += 1
+    except KeyboardInterrupt:
+        if not runs:
+            raise BenchError("stopped before anything was measured") from None
     require_agreement(runs)
     return {
         "command": " ".join(["scripts/bench_round.py", *sys.argv[1:]]),
@@ -85,6 +95,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "model": options.model,
         "nodes": options.nodes,
         "seed": options.seed,
+        "processes_done": done,
+        "processes_asked": options.repeats * len(cases),
         "runs": runs,
         "floors": floors,
         "ratios": ratios(runs, options.nodes),

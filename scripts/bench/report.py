@@ -31,6 +31,8 @@ def markdown(result: dict[str, Any]) -> str:
         "per node. What each workload is: `scripts/bench_round.py`.",
         "",
     ]
+    if result["processes_done"] < result["processes_asked"]:
+        lines += [f"Stopped after {result['processes_done']} of {result['processes_asked']} processes.", ""]
     for dtype, floor in floors.items():
         rates = floor["rates"]
         lines.append(
@@ -60,7 +62,8 @@ def markdown(result: dict[str, Any]) -> str:
     for workload, row in result["ratios"].items():
         for other in others:
             cells = [f"{row[dtype][other]:.2f}" if other in row.get(dtype, {}) else "" for dtype in dtypes]
-            lines.append(f"| {workload} | {other} | " + " | ".join([*cells, f"{row[other]:.2f}"]) + " |")
+            faster = f"{row[other]:.2f}" if other in row else ""
+            lines.append(f"| {workload} | {other} | " + " | ".join([*cells, faster]) + " |")
     return "\n".join(lines) + "\n"
 
 

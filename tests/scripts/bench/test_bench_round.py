@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 import jax
@@ -51,6 +52,39 @@ def test_measures_and_writes_table_picture_and_numbers(monkeypatch, tmp_path, ca
     assert table in capsys.readouterr().out
     assert "| W4 round 256 + 32 | float32 | ours |" in table and "| W2 | best_torch |" in table
     assert names["roofline.png"].read_bytes()[:4] == b"\x89PNG"
+    assert result["processes_done"] == result["processes_asked"] == 4 and "Stopped" not in table
+
+
+@pytest.mark.parametrize("stop_at", [0, 3])
+def test_a_stop_reports_what_was_measured(monkeypatch, capsys, stop_at):
+    done = []
+
+    def contend(options, workload, dtype, contender):
+        if len(done) == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        done.append(contender)
+        return run([2.0 if contender == "ours" else 6.0], {})
+
+    monkeypatch.setattr(bench_round, "_contend", contend)
+    arguments = ["--model=tiny", "--workloads=W1,W4", "--dtypes=float32", "--contenders=ours,reference", "--repeats=2"]
+    monkeypatch.setattr(sys, "argv", ["bench_round.py", *arguments])
+    if stop_at == 0:
+        with pytest.raises(SystemExit, match="^error: stopped before anything was measured"):
+            bench_round.main()
+        return
+    bench_round.main()
+    table = capsys.readouterr().out
+    assert "Stopped after 3 of 8 processes." in table
+    assert "| W1 | reference | 3.00 |" in table and "| W4 | reference |  |  |" in table
+
+
+@pytest.fixture(autouse=True)
+def same_signals():
+    """The command takes over signals that the test runner needs."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
