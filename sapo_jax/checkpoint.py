@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sapo_jax.errors import first_line
 from sapo_jax.memory_copy import copy_to_memory
 
 _ARRAYS = "arrays"  # the two items of a checkpoint
@@ -239,14 +240,14 @@ class Checkpointer:
                 }
                 return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         except (OSError, ValueError) as err:
-            raise CheckpointError(f"{self._directory}: cannot be opened for checkpoints: {_first_line(err)}") from err
+            raise CheckpointError(f"{self._directory}: cannot be opened for checkpoints: {first_line(err)}") from err
 
     def _read(self, round: int, item: str, arguments: Any) -> Any:
         try:
             with _quiet_logs():
                 return self._manager.restore(round, args=ocp.args.Composite(**{item: arguments}))[item]
         except Exception as err:  # orbax and tensorstore raise every kind, plain Exception included
-            raise CheckpointError(f"{self._directory / str(round)}: unreadable checkpoint: {_first_line(err)}") from err
+            raise CheckpointError(f"{self._directory / str(round)}: unreadable checkpoint: {first_line(err)}") from err
 
     def _metadata(self, round: int) -> dict[str, Any] | None:
         """Returns the custom metadata of a complete checkpoint, None for an incomplete one.
@@ -284,10 +285,10 @@ class Checkpointer:
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(self._directory).free
             return (
-                f"{self._directory}: saving round {round} failed ({_first_line(err)}); it needs about "
+                f"{self._directory}: saving round {round} failed ({first_line(err)}); it needs about "
                 f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; intact checkpoints: {saved}"
             )
-        return f"{self._directory}: saving round {round} failed ({_first_line(err)})"
+        return f"{self._directory}: saving round {round} failed ({first_line(err)})"
 
 
 def _this_process_alone() -> ocp.options.MultiprocessingOptions:
@@ -322,11 +323,6 @@ def _abstract(leaf: Any) -> Any:
         return leaf
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _first_line(err: Exception) -> str:
-    text = str(err).strip()
-    return text.splitlines()[0] if text else type(err).__name__
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from absl import flags, logging
 from sapo_jax.checkpoint import CheckpointError
 from sapo_jax.command_line import UsageError, exit_with, parse_flags, run_main
 from sapo_jax.config import ConfigError
+from sapo_jax.errors import first_line
 from sapo_jax.memory_fit import OUT_OF_MEMORY_ADVICE
 from sapo_jax.metrics import MetricsError
 from sapo_jax.models.package_weights import cache_folder
@@ -74,7 +75,7 @@ def run_command(main: Callable[[], None], options: flags.FlagValues) -> NoReturn
         try:
             main()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in (line := str(error).partition("\n")[0]):
+            if "RESOURCE_EXHAUSTED" not in (line := first_line(error)):
                 raise
             exit_with(1, f"out of device memory; {OUT_OF_MEMORY_ADVICE} ({line})")
         except MemoryError as error:

@@ -34,6 +34,7 @@ from jax.experimental import multihost_utils
 import sapo_jax
 from sapo_jax.command_line import UsageError
 from sapo_jax.config import ConfigError, SapoConfig, from_config_dict, to_dict
+from sapo_jax.errors import first_line
 from sapo_jax.process_link import SECRET_BYTES, Link, Message, frame, own_address, welcome
 from sapo_jax.workdir import config_differences
 
@@ -100,7 +101,7 @@ def initialize(request: GroupRequest | None) -> None:
         )
     except (RuntimeError, ValueError) as error:
         wanted = "auto" if request is None else f"{request.host}:{request.port},{request.count},{request.index}"
-        raise GroupError(f"--distributed={wanted}: {_first_line(error)}") from error
+        raise GroupError(f"--distributed={wanted}: {first_line(error)}") from error
 
 
 class ProcessGroup:
@@ -152,7 +153,7 @@ class ProcessGroup:
         try:
             self._links[index].send(Message(kind, content))
         except OSError as error:
-            raise GroupError(f"process {index} of the group is gone: {_first_line(error)}") from error
+            raise GroupError(f"process {index} of the group is gone: {first_line(error)}") from error
 
     def broadcast(self, kind: str, content: Any = None) -> None:
         """Sends a message to every follower."""
@@ -161,7 +162,7 @@ class ProcessGroup:
             try:
                 self._links[index].send_frame(content_frame)
             except OSError as error:
-                raise GroupError(f"process {index} of the group is gone: {_first_line(error)}") from error
+                raise GroupError(f"process {index} of the group is gone: {first_line(error)}") from error
 
     def receive(self, index: int) -> Message:
         """Returns the next message of process `index`, waiting for it."""
@@ -176,7 +177,7 @@ class ProcessGroup:
         """Ends the group: followers are told, the leader is told what failed."""
         ended = self._ending.is_set()
         self._ending.set()
-        failure = "" if kind is None else _first_line(value)
+        failure = "" if kind is None else first_line(value)
         if self.leads or (failure and not ended):
             for link in self._links.values():
                 with contextlib.suppress(OSError):  # it is gone, which its machine says better than we could
@@ -226,9 +227,7 @@ class ProcessGroup:
             link.send(Message("hello", _introduction(self.index, config)))
             answer = link.receive()
         except (OSError, EOFError) as error:
-            raise GroupError(
-                f"process 0 of the group does not answer at {host}:{port}: {_first_line(error)}"
-            ) from error
+            raise GroupError(f"process 0 of the group does not answer at {host}:{port}: {first_line(error)}") from error
         if answer.kind != "welcome":
             raise GroupError(str(answer.content))
         self._links[0] = link
@@ -280,7 +279,7 @@ def _hello(link: Link) -> dict[str, Any]:
     try:
         return link.receive().content
     except (OSError, EOFError) as error:
-        raise GroupError(f"a process of the group is gone before it said which: {_first_line(error)}") from error
+        raise GroupError(f"a process of the group is gone before it said which: {first_line(error)}") from error
 
 
 def _introduction(index: int, config: SapoConfig) -> dict[str, Any]:
@@ -321,7 +320,3 @@ def _leave_at_once() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
-
-
-def _first_line(error: BaseException | None) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sapo_jax.config import ConfigError, SapoConfig
+from sapo_jax.errors import first_line
 from sapo_jax.host import Host
 from sapo_jax.memory_fit import check_fit
 from sapo_jax.memory_plan import plan_memory
@@ -64,7 +65,7 @@ def select_platform(config: SapoConfig) -> None:
     try:
         found = jax.default_backend()
     except RuntimeError as error:  # the environment asks for a platform that is not there
-        raise ConfigError(f"config.host.platform = {wanted!r}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"config.host.platform = {wanted!r}: {first_line(error)}") from error
     if wanted not in ("auto", found):
         raise ConfigError(
             f'config.host.platform = {wanted!r}: no such device here, found {found}; use "auto" to take what there is'

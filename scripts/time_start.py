@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is not installed
 
-from scripts.bench.processes import ROOT, BenchError, say
+from scripts.bench.processes import ROOT, BenchError, last_words, say
 
 SAMPLED = "the first tokens are sampled"
 # Runs `sapo_jax.main` with the arguments that follow, up to the first samples that the host reads.
@@ -83,8 +83,7 @@ def start_s(options: argparse.Namespace, folder: Path, run: int) -> float:
         assert process.stdout is not None
         found_s = [time.perf_counter() - began_s for line in process.stdout if line.strip() == SAMPLED]
     if not found_s:
-        lines = log.read_text().strip().splitlines()
-        raise BenchError(f"the run ended with {process.returncode}: {lines[-1] if lines else 'no error message'}")
+        raise BenchError(f"the run ended with {process.returncode}: {last_words(log.read_text())}")
     return found_s[0]
 
 

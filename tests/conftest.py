@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -56,3 +57,12 @@ def fresh_seed() -> int:
     seed = int(os.environ.get("SAPO_TEST_SEED", time.time_ns() % 2**32))
     print(f"SAPO_TEST_SEED={seed}")
     return seed
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Lets no file grow past 64 KiB: a write beyond fails as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

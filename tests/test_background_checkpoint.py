@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import resource
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 from sapo_jax import memory_copy
 from sapo_jax.checkpoint import Checkpointer, CheckpointError
 from sapo_jax.memory_copy import copy_to_memory
-from tests.test_checkpoint import restored_after_a_kill
+from tests.test_checkpoint import noise, restored_after_a_kill
 
 
 class _Gate:
@@ -37,19 +35,6 @@ class _Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> _Gate:
     return _Gate(monkeypatch)
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Lets no file grow past 64 KiB: a write beyond fails as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def _noise(size: int) -> dict[str, jax.Array]:
-    return {"w": jax.random.normal(jax.random.key(0), (size,))}
 
 
 def test_what_is_written_is_what_was_handed_over(tmp_path: Path, gate: _Gate) -> None:
@@ -98,11 +83,11 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_a_failed_write_is_one_error_of_what_comes_next(tmp_path: Path, small_files: None, then: str) -> None:
     del small_files
     checkpoints = Checkpointer(tmp_path, background=True)
-    checkpoints.save(1, _noise(100), {"round": 1})
-    checkpoints.save(2, _noise(100_000), {"round": 2})
+    checkpoints.save(1, noise(100), {"round": 1})
+    checkpoints.save(2, noise(100_000), {"round": 2})
     calls = {
-        "save": lambda: checkpoints.save(3, _noise(100), {}),
-        "restore": lambda: checkpoints.restore(None, _noise(100)),
+        "save": lambda: checkpoints.save(3, noise(100), {}),
+        "restore": lambda: checkpoints.restore(None, noise(100)),
         "wait": checkpoints.wait,
         "close": checkpoints.close,
     }
@@ -111,15 +96,15 @@ def test_a_failed_write_is_one_error_of_what_comes_next(tmp_path: Path, small_fi
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]  # what was written of it is gone
     if then != "close":  # it is told once, and harms nothing
-        checkpoints.save(2, _noise(200), {"round": 2})
-        assert checkpoints.restore(None, _noise(200)).host_state == {"round": 2}
+        checkpoints.save(2, noise(200), {"round": 2})
+        assert checkpoints.restore(None, noise(200)).host_state == {"round": 2}
         checkpoints.close()
 
 
 def test_where_memory_is_short_the_write_is_done_when_save_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arrays = _noise(1000)
+    arrays = noise(1000)
     for free, is_copied in ((2 * arrays["w"].nbytes, True), (2 * arrays["w"].nbytes - 1, False), (0, False)):
         monkeypatch.setattr(memory_copy, "free_bytes", lambda free=free: free)
         assert (copy_to_memory(arrays) is not None) == is_copied

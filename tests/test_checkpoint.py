@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -235,16 +233,7 @@ def test_usage_errors_are_clear(tmp_path: Path) -> None:
         checkpoints.save(2, _small(2), {})
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Lets no file grow past 64 KiB: a write beyond fails as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def _noise(size: int) -> dict[str, jax.Array]:
+def noise(size: int) -> dict[str, jax.Array]:
     return {"w": jax.random.normal(jax.random.key(0), (size,))}
 
 
@@ -253,15 +242,15 @@ def test_a_failed_write_is_one_error_and_harms_nothing(
 ) -> None:
     del small_files
     with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.save(1, _noise(100), {"round": 1}, 0.5)
+        checkpoints.save(1, noise(100), {"round": 1}, 0.5)
         with pytest.raises(CheckpointError, match=r"saving round 2 failed.*intact checkpoints: 1") as caught:
-            checkpoints.save(2, _noise(100_000), {"round": 2}, 0.6)
+            checkpoints.save(2, noise(100_000), {"round": 2}, 0.6)
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]  # what was written of it is gone
         assert checkpoints.latest_round() == checkpoints.best_round() == 1
-        restored = checkpoints.restore(None, _noise(100))
-        assert _bits(restored.arrays) == _bits(_noise(100)) and restored.host_state == {"round": 1}
-        checkpoints.save(2, _noise(200), {"round": 2})  # the same round, once there is room
+        restored = checkpoints.restore(None, noise(100))
+        assert _bits(restored.arrays) == _bits(noise(100)) and restored.host_state == {"round": 1}
+        checkpoints.save(2, noise(200), {"round": 2})  # the same round, once there is room
         assert checkpoints.rounds() == (1, 2)
     assert caplog.records == []  # no pages of tracebacks beside the error
 
@@ -275,14 +264,14 @@ def test_a_full_disk_is_one_error_and_harms_nothing(tmp_path: Path) -> None:
         pytest.skip("mounting a small file system needs root")
     try:
         with Checkpointer(disk / "checkpoints", keep_last=5) as checkpoints:
-            checkpoints.save(1, _noise(100_000), {})
+            checkpoints.save(1, noise(100_000), {})
             with pytest.raises(
                 CheckpointError, match=r"saving round 2 failed.*No space left on device.*intact checkpoints: 1"
             ):
                 for round in itertools.count(2):
-                    checkpoints.save(round, _noise(200_000), {})
-            assert _bits(checkpoints.restore(None, _noise(100_000)).arrays) == _bits(_noise(100_000))
-            checkpoints.save(2, _noise(1000), {})
+                    checkpoints.save(round, noise(200_000), {})
+            assert _bits(checkpoints.restore(None, noise(100_000)).arrays) == _bits(noise(100_000))
+            checkpoints.save(2, noise(1000), {})
             assert checkpoints.rounds() == (1, 2)
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -18,7 +18,7 @@ import sapo_jax
 
 ROOT = Path(sapo_jax.__file__).parent
 
-BASE = {"types", "config", "seeding"}
+BASE = {"types", "config", "seeding", "errors"}
 RECORDS = {"workdir", "metrics", "statistics", "figures", "report", "progress"}  # what a run leaves and shows
 COMMANDS = {"main", "evaluate", "sample", "export", "verify"}
 LIGHT_COMMANDS = {"status", "relay", "contribute"}  # run where no jax is
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "config": set(),
     "seeding": set(),
+    "errors": set(),
     "presets": {"config"},
     "algo": set(),
     "models": BASE | {"algo", "text"},  # text, because weights and tokenizer come from one source

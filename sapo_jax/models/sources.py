@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from sapo_jax.config import InitModelConfig
+from sapo_jax.errors import first_line
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
 from sapo_jax.models.gguf_import import load_gguf
 from sapo_jax.models.hf_import import load_folder
@@ -136,12 +137,9 @@ def _hub_folder(name: str, source: str) -> Path:
         raise ModelFilesError(f"config.model.source = {source!r}: not a repository name ({error})") from error
     except LocalEntryNotFoundError as error:
         raise ModelFilesError(
-            f"config.model.source = {source!r}: not in the local cache, and the hub cannot be reached ({_first(error)})"
+            f"config.model.source = {source!r}: not in the local cache, and the hub cannot be reached "
+            f"({first_line(error)})"
         ) from error
     except (HfHubHTTPError, HTTPError, RevisionResolutionError, XetDownloadError, OSError) as error:
-        raise ModelFilesError(f"config.model.source = {source!r}: cannot be fetched ({_first(error)})") from error
+        raise ModelFilesError(f"config.model.source = {source!r}: cannot be fetched ({first_line(error)})") from error
     return Path(folder)
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -24,10 +24,14 @@ def run_json(module: str, arguments: Sequence[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        last = words[-1] if words else "no output"
-        raise BenchError(f"{' '.join(command[1:])} ended with {done.returncode}: {last}")
+        raise BenchError(f"{' '.join(command[1:])} ended with {done.returncode}: {last_words(done.stderr)}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def last_words(text: str) -> str:
+    """Returns the last line of what a process printed that is not empty."""
+    words = [line.strip() for line in text.splitlines() if line.strip()]
+    return words[-1] if words else "no output"
 
 
 def resident_peak_bytes() -> int:

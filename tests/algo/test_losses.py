@@ -15,13 +15,10 @@ from sapo_jax.algo.advantages import group_advantages
 from sapo_jax.algo.logprobs import token_logprobs_and_entropy
 from sapo_jax.algo.losses import clipped_objective, kl_penalty, log_ratios, loss_denominator, policy_loss
 from sapo_jax.algo.shapes import ShapeError
+from tests.algo.test_logprobs import token_logprobs
 
 CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.28}
 LOW, HIGH = 0.2, 0.28
-
-
-def token_logprobs(logits: Any, tokens: Any, **options: Any) -> jax.Array:
-    return token_logprobs_and_entropy(logits, tokens, **options)[0]
 
 
 def random_batch(seed, rows=5, length=4, vocab=6):
