@@ -93,6 +93,8 @@ def test_the_table_says_in_what_a_library_differs():
         "seed": 0,
         "model": "tiny",
         "nodes": 1,
+        "processes_done": 2,
+        "processes_asked": 2,
         "floors": {"float32": floor},
         "runs": {"W4": {"float32": {"ours": measured, "trl": measured}}},
         "ratios": {"W4": {"float32": {"trl": 1.0}, "trl": 1.0}},
