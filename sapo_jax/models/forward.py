@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from sapo_jax.models import attention
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.attention import KeyValues
-from sapo_jax.models.decoder import Params, bind, bind_decoding
+from sapo_jax.models.decoder import Params, bind
+from sapo_jax.models.decoding import bind_decoding
 from sapo_jax.models.layers import Block, rope_angles
 from sapo_jax.models.slots import write_slot
 
@@ -82,7 +83,7 @@ def decode_step(
     params: Params,
     layers: Sequence[Params],
     tokens: jax.Array,
-    positions: jax.Array,
+    angles: tuple[jax.Array, jax.Array],
     step: jax.Array,
     prompt: Sequence[KeyValues],
     prompt_mask: jax.Array,
@@ -97,19 +98,21 @@ def decode_step(
 
     Args:
         params, layers: see `prepare_decoding`.
-        tokens, positions: [Q, G] int32. step: scalar int32, the same for all rows.
+        tokens: [Q, G] int32. step: scalar int32, the same for all rows.
+        angles: see `rope_angles`, [Q, C, H / 2] of the positions of all steps. They are made before the first: cosines
+            would be taken anew wherever a layer uses them, as XLA fuses what is cheap to write.
         prompt: of each layer k and v [Q, K, S, H], shared by the G completions. prompt_mask: [Q, S] bool.
         cache: see `empty_cache`; slots before `step` are filled.
         dtype: of activations.
     """
     model, blocks = bind_decoding(config, params, layers)
-    angles = rope_angles(positions[..., None], config.head_size, config.rope_base)
+    now = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, step, 1, axis=1)[:, None], angles)  # [Q, 1, 1, H / 2]
     seen = jnp.arange(cache[0].v.shape[-2]) <= step  # [C]
     hidden = model.embed_tokens(tokens, dtype)[..., None, :]  # [Q, G, 1, D]
     extended: list[KeyValues] = []
     for block, far, near in zip(blocks, prompt, cache, strict=True):
         attend = partial(_extend_and_attend, step=step, prompt=far, prompt_mask=prompt_mask, cache=near, seen=seen)
-        hidden, near = block(hidden, angles, attend)
+        hidden, near = block(hidden, now, attend)
         extended.append(near)
     return model.logits(hidden[..., 0, :]), extended
 

@@ -144,12 +144,16 @@ class Attention(nnx.Module):
         self.qk_norm = config.qk_norm
 
     def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = self.project(x)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (head.astype(x.dtype) for head in (rotate(q, *angles), rotate(k, *angles), v))
         context, kept = attend(q, k, v)
         return self.o(context), kept
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns queries [..., N, H], keys and values [..., K, H] as accumulated."""
+        return self.q(x), self.k(x), self.v(x)
 
 
 class GatedMlp(nnx.Module):
@@ -165,28 +169,18 @@ class GatedMlp(nnx.Module):
         return self.down((jax.nn.silu(self.gate(x)) * self.up(x)).astype(x.dtype))
 
 
-class ColumnMlp(GatedMlp):
-    """The same over transposed kernels, with activations as columns between the products; not for gradients.
-
-    XLA's CPU back end multiplies a few rows by bfloat16 kernels a third faster when the kernel is the left factor.
-    """
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        rows = x.reshape(-1, x.shape[-1])  # [B, D]
-        gate, up, down = (part.kernel[...] for part in (self.gate, self.up, self.down))  # [F, D], [F, D], [D, F]
-        dot = partial(lax.dot_general, preferred_element_type=_accumulator(x.dtype))
-        by_row = (((1,), (1,)), ((), ()))
-        hidden = jax.nn.silu(dot(gate, rows, by_row)) * dot(up, rows, by_row)  # [F, B]
-        # Rounded before it is turned: XLA would take the turn into the product, and has none of that form.
-        return dot(down, hidden.astype(x.dtype), (((1,), (0,)), ((), ()))).astype(x.dtype).T.reshape(x.shape)
-
-
 class Block(nnx.Module):
     """One decoder layer with pre-norm residuals."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, mlp: type[GatedMlp] = GatedMlp) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        rngs: nnx.Rngs,
+        attention: type[Attention] = Attention,
+        mlp: type[GatedMlp] = GatedMlp,
+    ) -> None:
         self.attn_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
-        self.attn = Attention(config, rngs)
+        self.attn = attention(config, rngs)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
         self.mlp = mlp(config, rngs)
 

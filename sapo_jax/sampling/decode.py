@@ -20,7 +20,9 @@ from sapo_jax.lengths import completion_buckets
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.attention import KeyValues
-from sapo_jax.models.decoder import Params, prepare_decoding
+from sapo_jax.models.decoder import Params
+from sapo_jax.models.decoding import prepare_decoding
+from sapo_jax.models.layers import rope_angles
 from sapo_jax.sampling.draw import draw, weigh
 from sapo_jax.sampling.warp import warp
 
@@ -130,12 +132,14 @@ def _sample(
     rows = (*prompts.tokens.shape[:-1], group_size)  # ([M,] Q, G), which stand before every other axis
 
     @each
-    def prepare(params: Params, prompts: Prompts) -> tuple[Params, list[Params], list[KeyValues]]:
+    def prepare(params: Params, prompts: Prompts) -> tuple[Params, list[Params], list[KeyValues], Any]:
         context = prompts.tokens[:, :-1], prompts.positions[:, :-1], prompts.mask[:, :-1]
-        return *prepare_decoding(config, params, dtype), forward.prefill(config, params, *context, dtype=dtype)
+        positions = prompts.positions[:, -1:] + jnp.arange(max_new_tokens)[None]  # [Q, C]
+        angles = rope_angles(positions, config.head_size, config.rope_base)
+        return *prepare_decoding(config, params, dtype), forward.prefill(config, params, *context, dtype=dtype), angles
 
-    params, layers, prompt_cache = prepare(params, prompts)
-    context_mask, last_position = prompts.mask[..., :-1], prompts.positions[..., -1:]
+    params, layers, prompt_cache, angles = prepare(params, prompts)
+    context_mask = prompts.mask[..., :-1]
 
     def unfinished(slots: int, loop: _Loop) -> jax.Array:
         return (loop.step < slots) & ~jnp.all(loop.done)
@@ -146,30 +150,30 @@ def _sample(
             params: Params,
             layers: list[Params],
             token: jax.Array,
-            last_position: jax.Array,
+            angles: tuple[jax.Array, jax.Array],
             prompt_cache: list[KeyValues],
             context_mask: jax.Array,
             cache: list[KeyValues],
         ) -> tuple[jax.Array, list[KeyValues]]:
-            positions = jnp.broadcast_to(last_position + loop.step, token.shape)
             return forward.decode_step(
-                config, params, layers, token, positions, loop.step, prompt_cache, context_mask, cache, dtype=dtype
+                config, params, layers, token, angles, loop.step, prompt_cache, context_mask, cache, dtype=dtype
             )
 
-        logits, cache = decode(params, layers, loop.token, last_position, prompt_cache, context_mask, loop.cache)
-        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+        logits, cache = decode(params, layers, loop.token, angles, prompt_cache, context_mask, loop.cache)
         split = each(jax.random.split)(loop.keys)  # [[M,] 2]
         uniforms = each(lambda key: jax.random.uniform(key, (*rows[-2:], 2)))(split[..., 1])
-        top = jnp.max(scaled, axis=-1, keepdims=True)  # the likeliest token is never truncated
-        weights = weigh(scaled, top)
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        divisor = jnp.where(temperature > 0, temperature, 1.0)
+        scaled = (logits - top) / divisor  # at most 0, which the likeliest token has; it is never truncated
+        weights = weigh(scaled)
         if truncate is None:
             random = draw(weights, uniforms)  # outside of the branch, where its exponentials are the log-probs', too
-            drawn = lax.cond(temperature > 0, lambda: random, lambda: _likeliest(scaled))
+            drawn = lax.cond(temperature > 0, lambda: random, lambda: _likeliest(logits))
         else:
             kept = partial(truncate, scaled)
-            drawn = lax.cond(temperature > 0, lambda: draw(weigh(kept(), top), uniforms), lambda: _likeliest(scaled))
+            drawn = lax.cond(temperature > 0, lambda: draw(weigh(kept()), uniforms), lambda: _likeliest(logits))
         total = jnp.sum(weights.blocks, axis=-1)
-        logprobs = (jnp.take_along_axis(scaled, drawn[..., None], axis=-1) - top)[..., 0] - jnp.log(total)
+        logprobs = (jnp.take_along_axis(logits, drawn[..., None], axis=-1) - top)[..., 0] / divisor - jnp.log(total)
         alive = ~loop.done
         ended = alive & (drawn == end_id)
         old = loop.samples

@@ -25,18 +25,12 @@ class Weights(NamedTuple):
     blocks: jax.Array
 
 
-def weigh(logits: jax.Array, top: jax.Array) -> Weights:
-    """Returns exp(logits - top).
-
-    Args:
-        logits: [..., V] float; -inf marks tokens that must not be drawn.
-        top: [..., 1] their maximum.
-    """
+def weigh(logits: jax.Array) -> Weights:
+    """Returns the exponentials of `logits` [..., V], float, at most 0; -inf marks tokens that must not be drawn."""
     vocab = logits.shape[-1]
     blocks = -(-vocab // BLOCK)
-    weights = jnp.exp(logits - top)
-    padding = [(0, 0)] * (weights.ndim - 1) + [(0, blocks * BLOCK - vocab)]
-    weights = jnp.pad(weights, padding).reshape(*weights.shape[:-1], blocks, BLOCK)
+    padding = [(0, 0)] * (logits.ndim - 1) + [(0, blocks * BLOCK - vocab)]
+    weights = jnp.pad(jnp.exp(logits), padding).reshape(*logits.shape[:-1], blocks, BLOCK)
     return Weights(weights, jnp.sum(weights, axis=-1))
 
 

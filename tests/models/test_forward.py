@@ -14,8 +14,9 @@ from flax import nnx
 
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
-from sapo_jax.models.decoder import bind, prepare_decoding
-from sapo_jax.models.layers import ColumnMlp, GatedMlp, wide_matmul
+from sapo_jax.models.decoder import bind
+from sapo_jax.models.decoding import ColumnMlp, PackedAttention, prepare_decoding
+from sapo_jax.models.layers import Attention, GatedMlp, rope_angles, wide_matmul
 from tests.models.random_models import CASES, random_params, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -112,10 +113,11 @@ def test_prefill_and_decode_steps_equal_one_forward_pass(family: str, tie: bool)
         prompt = forward.prefill(config, params, tokens, positions, mask, dtype=jnp.float64)
         cache = forward.empty_cache(config, (Q, G), C + 3, jnp.float64)  # longer than needed
         prepared = prepare_decoding(config, params, jnp.float64)
+        angles = rope_angles(places[:, 0], config.head_size, config.rope_base)
         logits = []
         for c in range(C):
             one, cache = forward.decode_step(
-                config, *prepared, inputs[..., c], places[..., c], jnp.int32(c), prompt, mask, cache, dtype=jnp.float64
+                config, *prepared, inputs[..., c], angles, jnp.int32(c), prompt, mask, cache, dtype=jnp.float64
             )
             logits.append(one)
         return jnp.stack(logits, axis=2)
@@ -184,8 +186,7 @@ def test_bfloat16_stays_near_float32(family: str) -> None:
 def test_the_mlp_by_columns_equals_the_mlp() -> None:
     config = small_config("llama")
     mlp, columns = (form(config, nnx.Rngs(7)) for form in (GatedMlp, ColumnMlp))
-    for part in (columns.gate, columns.up, columns.down):
-        part.kernel = nnx.Param(part.kernel[...].T)
+    nnx.update(columns, ColumnMlp.packed(nnx.to_pure_dict(nnx.state(mlp))))
     x = jnp.asarray(np.random.default_rng(11).normal(size=(3, 2, 1, config.width)))
     np.testing.assert_allclose(columns(x), mlp(x), rtol=0, atol=1e-6)
     for form in (mlp, columns):
@@ -195,13 +196,24 @@ def test_the_mlp_by_columns_equals_the_mlp() -> None:
     np.testing.assert_allclose(by_columns, by_rows, rtol=2**-7, atol=1e-6)  # columns are rounded on the way out
 
 
-def test_only_factors_of_products_are_rounded_for_decoding() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_attention_projects_as_three_products(family: str) -> None:
+    config = small_config(family)
+    attention, packed = Attention(config, nnx.Rngs(7)), PackedAttention(config, nnx.Rngs(8))
+    attention.q.kernel = nnx.Param(attention.q.kernel[...] * 2)  # not all three of a size
+    nnx.update(packed, PackedAttention.packed(nnx.to_pure_dict(nnx.state(attention))))
+    x = jnp.asarray(np.random.default_rng(11).normal(size=(3, 2, 1, config.width)))
+    for ours, plain in zip(packed.project(x), attention.project(x), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-6)
+
+
+def test_only_kernels_are_rounded_for_decoding() -> None:
     config = small_config("qwen3", qkv_bias=True)
     rest, layers = prepare_decoding(config, random_params(config, 12), jnp.dtype(jnp.bfloat16))
     for path, leaf in jax.tree_util.tree_leaves_with_path((rest, layers)):
         name = jax.tree_util.keystr(path, simple=True)
-        rounded = name.endswith(("kernel", "embedding"))
-        assert rounded or name.endswith(("bias", "scale")), name
+        rounded = name.endswith("kernel")
+        assert rounded or name.endswith(("bias", "scale", "embedding")), name
         assert leaf.dtype == (jnp.bfloat16 if rounded else jnp.float32), name
 
 

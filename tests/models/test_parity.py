@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM
 from sapo_jax.config import InitModelConfig
 from sapo_jax.models import forward, sources
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
-from sapo_jax.models.decoder import Params, prepare_decoding
+from sapo_jax.models.decoder import Params
+from sapo_jax.models.decoding import prepare_decoding
 from sapo_jax.models.hf_export import export
 from sapo_jax.models.hf_import import load_folder
+from sapo_jax.models.layers import rope_angles
 from sapo_jax.text.chat import Prompt, encode_prompt
 from sapo_jax.text.encode import pad_prompts
 from tests.models.hf_folders import write_hf_folder
@@ -119,11 +121,11 @@ def decoded_logits(
     step = jax.jit(functools.partial(forward.decode_step, config))
     prepared = prepare_decoding(config, params, jnp.float32)
     cache = forward.empty_cache(config, (questions, group_size), length, jnp.float32)
+    angles = rope_angles(positions[:, -1:] + np.arange(length), config.head_size, config.rope_base)
     token = np.broadcast_to(tokens[:, -1:], (questions, group_size))
     logits = []
     for c in range(length):
-        at = np.broadcast_to(positions[:, -1:] + c, (questions, group_size))
-        one, cache = step(*prepared, token, at, jnp.int32(c), prompt, mask[:, :-1], cache)
+        one, cache = step(*prepared, token, angles, jnp.int32(c), prompt, mask[:, :-1], cache)
         logits.append(np.asarray(one))
         token = completions[..., c]
     return np.stack(logits)

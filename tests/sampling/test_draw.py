@@ -15,7 +15,7 @@ LARGEST_UNIFORM = 1 - 2**-24  # the float32 below 1
 
 
 def draw(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
-    return drawing.draw(weigh(logits, jnp.max(logits, axis=-1, keepdims=True)), uniforms)
+    return drawing.draw(weigh(logits - jnp.max(logits, axis=-1, keepdims=True)), uniforms)
 
 
 def drawn(logits: np.ndarray, count: int, seed: int) -> np.ndarray:
