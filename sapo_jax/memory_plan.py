@@ -13,7 +13,7 @@ devices of this process where these share a memory (CPU).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import jax
@@ -120,8 +120,10 @@ def plan_memory(
         return gradients | share.update(rows(questions, group_size), logit_chunk_tokens, remat=config.learner.remat)
 
     def sampling(questions: int, group_size: int) -> dict[str, int]:
-        # The decode loop reads the weights in the compute dtype; XLA for CPUs copies them in any case (measured).
-        copied = {"a copy of the weights": weights * size // WIDE} if on_cpu or size < WIDE else {}
+        # Decoding reads kernels in the compute dtype and a tied head transposed; on CPUs, layers lie one by one.
+        as_it_is = [] if model.tie_embeddings else ["embed", "head"] if size == WIDE else ["embed"]
+        kernels = _params_bytes(model, mesh, nodes_per_program, but=as_it_is)
+        copied = {"a copy of the weights": kernels * size // WIDE} if on_cpu or size < WIDE else {}
         return copied | share.sampling(rows(questions, group_size))
 
     kept = config.nodes // nodes_per_program * weights
@@ -184,10 +186,11 @@ def _layer_bytes(model: DecoderConfig, rows: Rows, size: int) -> int:
     return rows.tokens * per_token + cached + weights
 
 
-def _params_bytes(model: DecoderConfig, mesh: Mesh, nodes: int) -> int:
-    """Returns the bytes of one program's float32 parameters on one device."""
+def _params_bytes(model: DecoderConfig, mesh: Mesh, nodes: int, but: Collection[str] = ()) -> int:
+    """Returns the bytes of one program's float32 parameters on one device, all `but` those of these names."""
     shardings = sharding.param_shardings(model, mesh)
     shards = jax.tree.map(lambda leaf, s: s.shard_shape((nodes, *leaf.shape)), abstract_params(model), shardings)
+    shards = {name: part for name, part in shards.items() if name not in but}
     return sum(WIDE * math.prod(shape) for shape in jax.tree.leaves(shards, is_leaf=lambda x: isinstance(x, tuple)))
 
 

@@ -39,6 +39,7 @@ SAMPLING = (0.7, 1.05)
 USUAL_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 WIDE = small_config("llama", vocab_size=512, width=128, mlp_width=384, layers=12, heads=4, kv_heads=2, head_size=32)
+UNTIED = replace(WIDE, vocab_size=8192, tie_embeddings=False)  # the embedding is a quarter of it
 CONFIG = SapoConfig(
     nodes=1,
     sampling=SamplingConfig(group_size=8, max_new_tokens=64, prompt_buckets=(16, 128)),
@@ -90,11 +91,18 @@ def temp_bytes_of_update(config: SapoConfig, model: DecoderConfig = WIDE, dtype:
     return temp_bytes(lowered)
 
 
-def temp_bytes_of_sampling(config: SapoConfig, model: DecoderConfig = WIDE) -> int:
+def temp_bytes_of_sampling(config: SapoConfig, model: DecoderConfig, dtype: str) -> int:
     settings = config.sampling
     batch = with_nodes(shapes_of_batch(config, config.sharing.local), config.nodes)
     prompts = Prompts(batch.prompt_tokens, batch.prompt_mask, batch.prompt_positions)
-    draw = partial(sample, model, end_id=-1, group_size=settings.group_size, max_new_tokens=settings.max_new_tokens)
+    draw = partial(
+        sample,
+        model,
+        end_id=-1,
+        group_size=settings.group_size,
+        max_new_tokens=settings.max_new_tokens,
+        dtype=jnp.dtype(dtype),
+    )
     seeds, temperature = jax.ShapeDtypeStruct((config.nodes,), np.uint32), jax.ShapeDtypeStruct((), np.float32)
     params = with_nodes(abstract_params(model), config.nodes)
     return temp_bytes(jax.jit(draw).lower(params, prompts, seeds, temperature))
@@ -117,12 +125,21 @@ def test_an_update_is_counted_as_xla_counts_it(learner: dict[str, Any], vocab_si
     assert UPDATE[0] < ratio < UPDATE[1], plan_of(config, model).phases["update"]
 
 
-@pytest.mark.parametrize("max_new_tokens", [4, 128])  # the copy of the weights decides, then the caches
-def test_sampling_is_counted_as_xla_counts_it(max_new_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("max_new_tokens", "model", "dtype"),
+    [
+        (4, WIDE, "float32"),  # the copy of the weights decides
+        (128, WIDE, "float32"),  # caches decide
+        (4, UNTIED, "float32"),
+        (4, UNTIED, "bfloat16"),
+    ],
+)
+def test_sampling_is_counted_as_xla_counts_it(max_new_tokens: int, model: DecoderConfig, dtype: str) -> None:
     config = replace(CONFIG, sampling=replace(CONFIG.sampling, max_new_tokens=max_new_tokens))
-    ratio = plan_of(config).phase_bytes("sampling") / temp_bytes_of_sampling(config)
+    plan = plan_of(config, model, dtype)
+    ratio = plan.phase_bytes("sampling") / temp_bytes_of_sampling(config, model, dtype)
     print(f"counted over needed: {ratio:.2f}")
-    assert SAMPLING[0] < ratio < SAMPLING[1], plan_of(config).phases["sampling"]
+    assert SAMPLING[0] < ratio < SAMPLING[1], plan.phases["sampling"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

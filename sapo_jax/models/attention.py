@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sapo_jax.models.layers import accumulator
+
 
 class KeyValues(NamedTuple):
     """Keys, rotated, and values of one layer or of all; their shape is said where they are taken or returned."""
@@ -91,10 +93,10 @@ def _flat(x: jax.Array, first: int) -> jax.Array:
 
 
 def _scores(spec: str, q: jax.Array, k: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide = accumulator(q.dtype)
     return jnp.einsum(spec, q, k, preferred_element_type=wide) * (q.shape[-1] ** -0.5)
 
 
 def _mix(spec: str, weights: jax.Array, v: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(v.dtype, jnp.float32)
+    wide = accumulator(v.dtype)
     return jnp.einsum(spec, weights, v, preferred_element_type=wide)

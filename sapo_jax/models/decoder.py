@@ -27,10 +27,10 @@ BlockForm = Callable[[DecoderConfig, nnx.Rngs], Block]
 class Decoder(nnx.Module):
     """Embedding, L stacked blocks, final norm and the output head (tied or not)."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, block: BlockForm = Block) -> None:
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, form: BlockForm = Block) -> None:
         embedding = INIT_STDDEV * jax.random.normal(rngs.params(), (config.vocab_size, config.width))
         self.embed = nnx.Dict(embedding=nnx.Param(embedding, axes=("vocab", "embed")))
-        self.blocks = _stacked_blocks(config, rngs, block)
+        self.blocks = _stacked_blocks(config, rngs, form)
         self.final_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
         if not config.tie_embeddings:
             self.head = Projection({"embed": config.width}, {"vocab": config.vocab_size}, rngs)
@@ -61,19 +61,18 @@ class Decoder(nnx.Module):
         return jax.lax.scan(jax.checkpoint(step) if remat else step, carry, (stacked, layer_inputs))
 
 
-def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs, block: BlockForm) -> Block:
+def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs, form: BlockForm) -> Block:
     """Returns a Block whose parameters carry a leading layer axis (axis name `layer`)."""
 
     def state_of(key: jax.Array) -> Any:
-        return nnx.to_pure_dict(nnx.state(block(config, nnx.Rngs(key))))
+        return nnx.to_pure_dict(nnx.state(form(config, nnx.Rngs(key))))
 
     keys = jax.random.split(rngs.params(), config.layers)
-    abstract = nnx.eval_shape(lambda: block(config, nnx.Rngs(0)))
-    graph, description = nnx.split(abstract)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: form(config, nnx.Rngs(0))))
     stacked = jax.vmap(state_of)(keys)
     named = jax.tree.map(
         lambda variable, value: nnx.Param(value, axes=("layer", *variable.get_metadata("axes"))),
-        description,
+        shapes,
         nnx.State(stacked),
         is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
     )
@@ -81,25 +80,25 @@ def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs, block: BlockForm) -> 
 
 
 @lru_cache(maxsize=32)
-def description(config: DecoderConfig, block: BlockForm = Block) -> tuple[Any, Any]:
+def description(config: DecoderConfig, form: BlockForm) -> tuple[Any, Any]:
     """Returns the module without numbers: its graph and its state of shapes, for `nnx.merge`."""
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), block)))
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), form)))
 
 
 def bind(config: DecoderConfig, params: Params) -> Decoder:
     """Returns the module over `params`; cheap, meant to be called inside pure functions."""
-    graph, _ = description(config)
+    graph, _ = description(config, Block)
     return nnx.merge(graph, nnx.State(params))
 
 
 def abstract_params(config: DecoderConfig) -> Params:
     """Returns the tree of `jax.ShapeDtypeStruct`, one node."""
-    return nnx.to_pure_dict(description(config)[1])
+    return nnx.to_pure_dict(description(config, Block)[1])
 
 
 def logical_axes(config: DecoderConfig) -> Params:
     """Returns the tree of axis-name tuples, one name per dimension of each parameter."""
-    state = description(config)[1]
+    state = description(config, Block)[1]
     named = jax.tree.map(
         lambda variable: variable.get_metadata("axes"),
         state,

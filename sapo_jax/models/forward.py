@@ -19,7 +19,7 @@ from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.attention import KeyValues
 from sapo_jax.models.decoder import Params, bind
 from sapo_jax.models.decoding import bind_decoding
-from sapo_jax.models.layers import Block, rope_angles
+from sapo_jax.models.layers import Block, accumulator, rope_angles
 from sapo_jax.models.slots import write_slot
 
 
@@ -62,7 +62,7 @@ def empty_cache(config: DecoderConfig, rows: tuple[int, ...], length: int, dtype
     and would widen the whole cache in every step.
     """
     if jax.default_backend() == "cpu":
-        dtype = jnp.promote_types(dtype, jnp.float32)
+        dtype = accumulator(dtype)
     v = jnp.zeros((*rows[:-1], config.kv_heads, rows[-1], length, config.head_size), dtype)
     return [KeyValues(v.mT, v)] * config.layers
 
@@ -99,20 +99,20 @@ def decode_step(
     Args:
         params, layers: see `prepare_decoding`.
         tokens: [Q, G] int32. step: scalar int32, the same for all rows.
-        angles: see `rope_angles`, [Q, C, H / 2] of the positions of all steps. They are made before the first: cosines
-            would be taken anew wherever a layer uses them, as XLA fuses what is cheap to write.
+        angles: of the new position, each [Q, 1, H / 2], see `rope_angles`.
         prompt: of each layer k and v [Q, K, S, H], shared by the G completions. prompt_mask: [Q, S] bool.
         cache: see `empty_cache`; slots before `step` are filled.
         dtype: of activations.
     """
     model, blocks = bind_decoding(config, params, layers)
-    now = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, step, 1, axis=1)[:, None], angles)  # [Q, 1, 1, H / 2]
-    seen = jnp.arange(cache[0].v.shape[-2]) <= step  # [C]
+    cosine, sine = angles
+    of_completions = cosine[:, None], sine[:, None]  # [Q, 1, 1, H / 2]
+    seen = jnp.arange(cache[0].v.shape[-2]) <= step
     hidden = model.embed_tokens(tokens, dtype)[..., None, :]  # [Q, G, 1, D]
     extended: list[KeyValues] = []
     for block, far, near in zip(blocks, prompt, cache, strict=True):
         attend = partial(_extend_and_attend, step=step, prompt=far, prompt_mask=prompt_mask, cache=near, seen=seen)
-        hidden, near = block(hidden, now, attend)
+        hidden, near = block(hidden, of_completions, attend)
         extended.append(near)
     return model.logits(hidden[..., 0, :]), extended
 

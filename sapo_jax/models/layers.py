@@ -25,7 +25,8 @@ INIT_STDDEV = 0.02
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
-def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype in which products of numbers of `dtype` are summed: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -40,7 +41,7 @@ def wide_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x: [..., D] activations.
         kernel: [D, F] master weights.
     """
-    return jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype), preferred_element_type=_accumulator(x.dtype))
+    return jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype), preferred_element_type=accumulator(x.dtype))
 
 
 def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -50,7 +51,7 @@ def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[j
 def _matmul_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     dy = dy.astype(x.dtype)
-    accumulate = partial(jnp.einsum, preferred_element_type=_accumulator(x.dtype))
+    accumulate = partial(jnp.einsum, preferred_element_type=accumulator(x.dtype))
     dx = accumulate("...f,df->...d", dy, kernel.astype(x.dtype)).astype(x.dtype)
     rows = (-1, x.shape[-1]), (-1, dy.shape[-1])
     dkernel = accumulate("bd,bf->df", x.reshape(rows[0]), dy.reshape(rows[1])).astype(kernel.dtype)
@@ -68,7 +69,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(_accumulator(x.dtype))
+        wide = x.astype(accumulator(x.dtype))
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
         normed = (wide * lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
         return normed * _trailing(self.scale[...].astype(x.dtype), x.ndim)
@@ -114,7 +115,7 @@ def rope_angles(positions: jax.Array, head_size: int, base: float) -> tuple[jax.
 
     Reference: arXiv 2104.09864, half-rotation layout.
     """
-    wide = _accumulator(jnp.result_type(float))
+    wide = accumulator(jnp.result_type(float))
     frequencies = base ** (-jnp.arange(0, head_size, 2, dtype=wide) / head_size)
     angles = jnp.einsum("...,h->...h", positions.astype(wide), frequencies)
     return jnp.cos(angles), jnp.sin(angles)
@@ -122,7 +123,7 @@ def rope_angles(positions: jax.Array, head_size: int, base: float) -> tuple[jax.
 
 def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     """Returns heads `x` [..., S, heads, H] rotated by angles [..., S, H / 2]."""
-    halves = x.astype(_accumulator(x.dtype)).reshape(*x.shape[:-1], 2, -1)  # [..., heads, 2, H / 2]
+    halves = x.astype(accumulator(x.dtype)).reshape(*x.shape[:-1], 2, -1)  # [..., heads, 2, H / 2]
     cosine, sine = cosine[..., None, None, :], jnp.stack([-sine, sine], axis=-2)[..., None, :, :]
     # Not as a concatenation of the turned halves: XLA's CPU back end writes those one number at a time.
     return (halves * cosine + jnp.flip(halves, axis=-2) * sine).astype(x.dtype).reshape(x.shape)
@@ -144,16 +145,12 @@ class Attention(nnx.Module):
         self.qk_norm = config.qk_norm
 
     def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
-        q, k, v = self.project(x)
+        q, k, v = self.q(x), self.k(x), self.v(x)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (head.astype(x.dtype) for head in (rotate(q, *angles), rotate(k, *angles), v))
         context, kept = attend(q, k, v)
         return self.o(context), kept
-
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries [..., N, H], keys and values [..., K, H] as accumulated."""
-        return self.q(x), self.k(x), self.v(x)
 
 
 class GatedMlp(nnx.Module):
@@ -172,15 +169,9 @@ class GatedMlp(nnx.Module):
 class Block(nnx.Module):
     """One decoder layer with pre-norm residuals."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        rngs: nnx.Rngs,
-        attention: type[Attention] = Attention,
-        mlp: type[GatedMlp] = GatedMlp,
-    ) -> None:
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, mlp: type[GatedMlp] = GatedMlp) -> None:
         self.attn_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
-        self.attn = attention(config, rngs)
+        self.attn = Attention(config, rngs)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
         self.mlp = mlp(config, rngs)
 

@@ -132,14 +132,15 @@ def _sample(
     rows = (*prompts.tokens.shape[:-1], group_size)  # ([M,] Q, G), which stand before every other axis
 
     @each
-    def prepare(params: Params, prompts: Prompts) -> tuple[Params, list[Params], list[KeyValues], Any]:
+    def prepare(params: Params, prompts: Prompts) -> tuple[Params, list[Params], list[KeyValues]]:
         context = prompts.tokens[:, :-1], prompts.positions[:, :-1], prompts.mask[:, :-1]
-        positions = prompts.positions[:, -1:] + jnp.arange(max_new_tokens)[None]  # [Q, C]
-        angles = rope_angles(positions, config.head_size, config.rope_base)
-        return *prepare_decoding(config, params, dtype), forward.prefill(config, params, *context, dtype=dtype), angles
+        return *prepare_decoding(config, params, dtype), forward.prefill(config, params, *context, dtype=dtype)
 
-    params, layers, prompt_cache, angles = prepare(params, prompts)
+    params, layers, prompt_cache = prepare(params, prompts)
     context_mask = prompts.mask[..., :-1]
+    # Of all steps, before the first: in a step, XLA would take the cosines anew in every layer that uses them.
+    positions = prompts.positions[..., -1:] + jnp.arange(max_new_tokens).reshape([1] * (prompts.tokens.ndim - 1) + [-1])
+    all_angles = rope_angles(positions, config.head_size, config.rope_base)  # each [[M,] Q, C, H / 2]
 
     def unfinished(slots: int, loop: _Loop) -> jax.Array:
         return (loop.step < slots) & ~jnp.all(loop.done)
@@ -159,19 +160,23 @@ def _sample(
                 config, params, layers, token, angles, loop.step, prompt_cache, context_mask, cache, dtype=dtype
             )
 
+        angles = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, loop.step, 1, axis=x.ndim - 2), all_angles)
         logits, cache = decode(params, layers, loop.token, angles, prompt_cache, context_mask, loop.cache)
         split = each(jax.random.split)(loop.keys)  # [[M,] 2]
         uniforms = each(lambda key: jax.random.uniform(key, (*rows[-2:], 2)))(split[..., 1])
         top = jnp.max(logits, axis=-1, keepdims=True)
         divisor = jnp.where(temperature > 0, temperature, 1.0)
-        scaled = (logits - top) / divisor  # at most 0, which the likeliest token has; it is never truncated
-        weights = weigh(scaled)
+
+        def scaled() -> jax.Array:
+            return (logits - top) / divisor  # 0 for the likeliest token, which is never truncated
+
+        weights = weigh(scaled())
         if truncate is None:
             random = draw(weights, uniforms)  # outside of the branch, where its exponentials are the log-probs', too
             drawn = lax.cond(temperature > 0, lambda: random, lambda: _likeliest(logits))
         else:
-            kept = partial(truncate, scaled)
-            drawn = lax.cond(temperature > 0, lambda: draw(weigh(kept()), uniforms), lambda: _likeliest(logits))
+            cut = truncate
+            drawn = lax.cond(temperature > 0, lambda: draw(weigh(cut(scaled())), uniforms), lambda: _likeliest(logits))
         total = jnp.sum(weights.blocks, axis=-1)
         logprobs = (jnp.take_along_axis(logits, drawn[..., None], axis=-1) - top)[..., 0] / divisor - jnp.log(total)
         alive = ~loop.done

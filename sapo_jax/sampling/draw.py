@@ -25,12 +25,16 @@ class Weights(NamedTuple):
     blocks: jax.Array
 
 
-def weigh(logits: jax.Array) -> Weights:
-    """Returns the exponentials of `logits` [..., V], float, at most 0; -inf marks tokens that must not be drawn."""
-    vocab = logits.shape[-1]
+def weigh(shifted: jax.Array) -> Weights:
+    """Returns exp(shifted).
+
+    Args:
+        shifted: [..., V] float, logits less their maximum; -inf marks tokens that must not be drawn.
+    """
+    vocab = shifted.shape[-1]
     blocks = -(-vocab // BLOCK)
-    padding = [(0, 0)] * (logits.ndim - 1) + [(0, blocks * BLOCK - vocab)]
-    weights = jnp.pad(jnp.exp(logits), padding).reshape(*logits.shape[:-1], blocks, BLOCK)
+    padding = [(0, 0)] * (shifted.ndim - 1) + [(0, blocks * BLOCK - vocab)]
+    weights = jnp.pad(jnp.exp(shifted), padding).reshape(*shifted.shape[:-1], blocks, BLOCK)
     return Weights(weights, jnp.sum(weights, axis=-1))
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sapo_jax.models import forward
+from sapo_jax.models import decoding, forward
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
-from sapo_jax.models.decoder import bind
-from sapo_jax.models.decoding import ColumnMlp, PackedAttention, prepare_decoding
-from sapo_jax.models.layers import Attention, GatedMlp, rope_angles, wide_matmul
+from sapo_jax.models.decoder import BlockForm, bind
+from sapo_jax.models.decoding import COLUMNS, ColumnMlp, prepare_decoding
+from sapo_jax.models.layers import Block, GatedMlp, rope_angles, wide_matmul
 from tests.models.random_models import CASES, random_params, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -99,8 +99,12 @@ def test_shared_prompt_equals_whole_sequences_in_values_and_gradients(family: st
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("form", [Block, COLUMNS])
 @pytest.mark.parametrize(("family", "tie"), CASES)
-def test_prefill_and_decode_steps_equal_one_forward_pass(family: str, tie: bool) -> None:
+def test_prefill_and_decode_steps_equal_one_forward_pass(
+    family: str, tie: bool, form: BlockForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "fastest_form", lambda dtype: form)
     config = small_config(family, tie_embeddings=tie)
     params = random_params(config, 2, "float64")
     prompts = ragged_prompts(config, PROMPT_LENGTHS, P)
@@ -113,9 +117,9 @@ def test_prefill_and_decode_steps_equal_one_forward_pass(family: str, tie: bool)
         prompt = forward.prefill(config, params, tokens, positions, mask, dtype=jnp.float64)
         cache = forward.empty_cache(config, (Q, G), C + 3, jnp.float64)  # longer than needed
         prepared = prepare_decoding(config, params, jnp.float64)
-        angles = rope_angles(places[:, 0], config.head_size, config.rope_base)
         logits = []
         for c in range(C):
+            angles = rope_angles(places[:, :1, c], config.head_size, config.rope_base)
             one, cache = forward.decode_step(
                 config, *prepared, inputs[..., c], angles, jnp.int32(c), prompt, mask, cache, dtype=jnp.float64
             )
@@ -186,7 +190,7 @@ def test_bfloat16_stays_near_float32(family: str) -> None:
 def test_the_mlp_by_columns_equals_the_mlp() -> None:
     config = small_config("llama")
     mlp, columns = (form(config, nnx.Rngs(7)) for form in (GatedMlp, ColumnMlp))
-    nnx.update(columns, ColumnMlp.packed(nnx.to_pure_dict(nnx.state(mlp))))
+    nnx.update(columns, ColumnMlp.pack(nnx.to_pure_dict(nnx.state(mlp))))
     x = jnp.asarray(np.random.default_rng(11).normal(size=(3, 2, 1, config.width)))
     np.testing.assert_allclose(columns(x), mlp(x), rtol=0, atol=1e-6)
     for form in (mlp, columns):
@@ -194,17 +198,6 @@ def test_the_mlp_by_columns_equals_the_mlp() -> None:
             part.kernel = nnx.Param(part.kernel[...].astype(jnp.bfloat16))
     by_rows, by_columns = (np.asarray(form(x.astype(jnp.bfloat16)), np.float32) for form in (mlp, columns))
     np.testing.assert_allclose(by_columns, by_rows, rtol=2**-7, atol=1e-6)  # columns are rounded on the way out
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_attention_projects_as_three_products(family: str) -> None:
-    config = small_config(family)
-    attention, packed = Attention(config, nnx.Rngs(7)), PackedAttention(config, nnx.Rngs(8))
-    attention.q.kernel = nnx.Param(attention.q.kernel[...] * 2)  # not all three of a size
-    nnx.update(packed, PackedAttention.packed(nnx.to_pure_dict(nnx.state(attention))))
-    x = jnp.asarray(np.random.default_rng(11).normal(size=(3, 2, 1, config.width)))
-    for ours, plain in zip(packed.project(x), attention.project(x), strict=True):
-        np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-6)
 
 
 def test_only_kernels_are_rounded_for_decoding() -> None:

@@ -121,10 +121,10 @@ def decoded_logits(
     step = jax.jit(functools.partial(forward.decode_step, config))
     prepared = prepare_decoding(config, params, jnp.float32)
     cache = forward.empty_cache(config, (questions, group_size), length, jnp.float32)
-    angles = rope_angles(positions[:, -1:] + np.arange(length), config.head_size, config.rope_base)
     token = np.broadcast_to(tokens[:, -1:], (questions, group_size))
     logits = []
     for c in range(length):
+        angles = rope_angles(positions[:, -1:] + c, config.head_size, config.rope_base)
         one, cache = step(*prepared, token, angles, jnp.int32(c), prompt, mask[:, :-1], cache)
         logits.append(np.asarray(one))
         token = completions[..., c]
