@@ -1,6 +1,6 @@
 r"""Times rounds of growing size: more nodes, larger groups, longer prompts, larger models, more rounds.
 
-    python scripts/bench_growth.py                                     CPU, about a quarter of an hour on two cores
+    python scripts/bench_growth.py                                     CPU, about half an hour on two cores
     python scripts/bench_growth.py --device=gpu --model=smollm2_135m --sweeps=nodes,prompt --json=growth.json
 
 One thing grows, the rest is a round of `bench_round.py`'s W4 (8 questions of 256 tokens, 8 completions of 32) of
@@ -28,7 +28,7 @@ SWEEPS = {
     "nodes": (1, 2, 4, 8, 16, 32, 64),
     "group_size": (2, 4, 8, 16, 32, 64),
     "prompt": (64, 128, 256, 512, 1024, 2048),
-    "model": ("1m", "10m", "smollm2_135m"),
+    "model": ("1m", "10m", "smollm2_135m", "qwen25_05b"),
     "rounds": (500,),
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 # Those of a closed swarm; the rest come with the mode that lets strangers in.
-THREATS = (1, 2, 3, 4, 5, 7, 8, 9, 10, 13, 14, 16, 17, 18, 19, 20, 22)
+THREATS = (1, 2, 3, 4, 5, 7, 8, 9, 10, 13, 14, 15, 16, 17, 18, 19, 20, 22)
 
 
 @functools.cache
@@ -25,6 +25,10 @@ def named() -> dict[int, list[str]]:
                 for number in re.findall(r"\d+", prefix[1]) if prefix else ():
                     found.setdefault(int(number), []).append(f"{path.relative_to(TESTS)}::{node.name}")
     return found
+
+
+def test_no_other_number_is_in_use() -> None:
+    assert set(named()) <= set(THREATS)
 
 
 @pytest.mark.parametrize("threat", THREATS)

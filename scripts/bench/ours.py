@@ -22,7 +22,7 @@ from sapo_jax.models.node_axis import over_nodes
 from sapo_jax.models.sharding import make_mesh
 from sapo_jax.text.encode import EncodedPrompts
 from scripts.bench.processes import say
-from scripts.bench.workloads import Inputs, Kind, Workload
+from scripts.bench.workloads import Checked, Inputs, Kind, Workload
 
 NO_END = -1  # no token ends a completion
 LEARNING_RATE = 1e-6
@@ -39,7 +39,7 @@ def build(
     nodes: int,
     per_program: int,
     learner: LearnerConfig,
-) -> Callable[[], dict[str, float]]:
+) -> Callable[[], Checked]:
     """Returns a function that does the work once for all nodes and returns what can be checked of it.
 
     Says how much memory that needs; ends the process with one line if there is less.
@@ -71,9 +71,17 @@ def build(
         rows = host.sample([prompts] * nodes, seeds, 1.0, group_size=workload.group_size)
         return np.array([[row.token_ids for row in group] for group in rows[0]], np.int32)
 
-    def update(batch: Batch) -> dict[str, float]:
+    def final_scale() -> np.ndarray:
+        return np.asarray(host.arrays["states"][0]["params"]["final_norm"]["scale"][0])
+
+    def update(batch: Batch) -> Checked:
+        before = final_scale()
         metrics = host.update([batch] * nodes)[0]
-        return {"logprob_mean": metrics["policy/own_logprob_mean"], "grad_norm": metrics["learner/grad_norm"]}
+        return {
+            "logprob_mean": metrics["policy/own_logprob_mean"],
+            "grad_norm": metrics["learner/grad_norm"],
+            "moved": float(np.abs(final_scale() - before).sum()),
+        }
 
     if workload.kind is Kind.SAMPLE:
         return lambda: {"tokens": float(sample().size)}
@@ -89,9 +97,14 @@ def build(
         dtype=jnp.dtype(dtype),
     )
     programs = [state["params"] for state in host.arrays["states"]]
-    scored = jax.jit(over_nodes(lambda params, batch: jnp.mean(one_node(params, batch)[0])))
+    scored = jax.jit(over_nodes(lambda params, batch: one_node(params, batch)[0]))
     stacked = jax.tree.map(lambda x: jnp.stack([x] * (nodes // len(programs))), batch)
-    return lambda: {"logprob_mean": [float(scored(params, stacked)[0]) for params in programs][0]}
+
+    def score() -> Checked:
+        found = [np.asarray(scored(params, stacked)[0]) for params in programs][0]  # [Q, G, C]
+        return {"logprob_mean": float(found.mean()), "logprobs": found[0, 0].tolist()}
+
+    return score
 
 
 def _check_memory(kind: Kind, settings: SapoConfig, config: DecoderConfig, dtype: str, per_program: int) -> None:

@@ -109,6 +109,12 @@ class Workload:
         is_whole = self.kind in (Kind.UPDATE, Kind.SCORE)
         return self.rows * (self.completion + (self.prompt if is_whole else 0))
 
+    def positions(self, *, is_prompt_shared: bool) -> int:
+        """Positions that one pass over all sequences computes: a prompt once, or once for each of its completions."""
+        if not is_prompt_shared:
+            return self.rows * (self.prompt + self.completion)
+        return self.questions * (self.prompt - 1) + self.rows * self.completion
+
 
 WORKLOADS = {
     "W1": Workload(kind=Kind.SAMPLE, prompt=128, completion=128),
@@ -125,6 +131,10 @@ class Inputs(NamedTuple):
     prompts: np.ndarray
     completions: np.ndarray
     rewards: np.ndarray
+
+
+# What can be checked of a piece of work: numbers by name, or log-probs of the tokens of one completion.
+Checked = dict[str, float | list[float]]
 
 
 def make_inputs(workload: Workload, vocab_size: int, seed: int) -> Inputs:
@@ -154,5 +164,7 @@ def select_device(device: str) -> None:
     """Makes JAX use "cpu" or "gpu"; ends the process with one line if there is no such device."""
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
+    else:  # float32 products of GPUs are not those of TensorFloat-32, as in torch
+        jax.config.update("jax_default_matmul_precision", "float32")
     if jax.default_backend() != device:
         sys.exit(f"--device={device}: no such device here, found {jax.default_backend()}")

@@ -44,7 +44,6 @@ def build(
     """Returns a function that does the work once and returns what can be checked of it."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is called experimental
     model = build_model(config, params, torch.device(device))
-    model.generation_config.eos_token_id = None  # TRL would end completions at these too
     trainer = _make_trainer(workload, model, _tokenizer(config.vocab_size), inputs, dtype, device, seed)
     if workload.kind in (Kind.UPDATE, Kind.ROUND):
         return _stepped(trainer, workload, inputs)

@@ -2,7 +2,8 @@
 
 `reference` is what the paper's public code does: one `generate` for each completion index, then an update of all rows
 at once with recomputed activations; in bfloat16 it runs the same code under autocast. `batched` is good practice: one
-`generate`, micro-batches, weights of the sampler in the wanted type. Both keep float32 masters.
+`generate`, micro-batches, weights of the sampler in the wanted type. Both keep float32 masters, and both compute a
+prompt once for each of its completions, as `generate` and padded batches do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.decoder import Params
-from scripts.bench.workloads import Inputs, Kind, Workload
+from scripts.bench.workloads import Checked, Inputs, Kind, Workload
 from scripts.torch_baseline import update as learning
 from scripts.torch_baseline.model import build_model
 from scripts.torch_baseline.sampling import sample_batched, sample_reference
@@ -29,7 +30,7 @@ def build(
     dtype: str,
     device: str,
     is_reference: bool,
-) -> Callable[[], dict[str, float]]:
+) -> Callable[[], Checked]:
     """Returns a function that does the work once and returns what can be checked of it."""
     place, kind = torch.device(device), getattr(torch, dtype)
     model = build_model(config, params, place)
@@ -42,16 +43,20 @@ def build(
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast(place.type, dtype=kind, enabled=kind is not torch.float32)
 
-    def sample() -> torch.Tensor:
+    def sample(completion: int = workload.completion) -> torch.Tensor:
         if is_reference:
             with autocast():
-                return sample_reference(model, prompts, workload.group_size, workload.completion)
-        return sample_batched(model, prompts, workload.group_size, workload.completion, kind)
+                return sample_reference(model, prompts, workload.group_size, completion)
+        return sample_batched(model, prompts, workload.group_size, completion, kind)
 
-    def update(rows: learning.Rows) -> dict[str, float]:
+    def update(rows: learning.Rows) -> Checked:
         apply = learning.update_reference if is_reference else learning.update_batched
         return apply(model, optimizer, rows, workload.completion, kind)
 
+    if workload.kind in (Kind.SAMPLE, Kind.ROUND):
+        sample(2)
+    if workload.kind is not Kind.SAMPLE:
+        learning.warm_up(model, rows, workload.completion, kind)
     if workload.kind is Kind.SAMPLE:
         return lambda: {"tokens": float(sample().numel())}
     if workload.kind is Kind.UPDATE:

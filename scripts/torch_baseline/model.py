@@ -30,4 +30,5 @@ def build_model(config: DecoderConfig, params: Params, device: torch.device) -> 
     if set(missing) - {"lm_head.weight"} or unexpected:  # a tied head is no weight of its own
         raise ValueError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
+    model.generation_config.eos_token_id = None  # `generate` falls back to it, and every completion runs to the limit
     return model.to(device)

@@ -36,8 +36,7 @@ def _generate(model: Any, prompts: torch.Tensor, each: int, new_tokens: int) -> 
         top_p=1.0,
         max_new_tokens=new_tokens,
         num_return_sequences=each,
-        eos_token_id=None,  # every completion runs to the limit
-        pad_token_id=0,
+        pad_token_id=0,  # asked for, never used: there is no end token
     )
     was_training = model.training
     model.eval()

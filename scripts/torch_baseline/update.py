@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from scripts.bench.workloads import Checked
+
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 LEARNING_RATE = 1e-6
 MICRO_ROWS = 8
@@ -28,6 +30,12 @@ def make_rows(prompts: torch.Tensor, completions: torch.Tensor, rewards: torch.T
     return Rows(sequences, advantages.reshape(-1))
 
 
+def warm_up(model: Any, rows: Rows, completion: int, dtype: torch.dtype) -> None:
+    """Runs one micro-batch forward and backward and forgets it: first uses of kernels take longer."""
+    _logprobs(model, rows.sequences[:MICRO_ROWS], completion, dtype).mean().backward()
+    model.zero_grad(set_to_none=True)
+
+
 def make_optimizer(model: Any, *, fused: bool) -> torch.optim.Optimizer:
     """Returns Adam over all weights."""
     return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=fused)
@@ -46,7 +54,7 @@ def completion_logprobs(model: Any, sequences: torch.Tensor, completion: int) ->
 
 def update_reference(
     model: Any, optimizer: torch.optim.Optimizer, rows: Rows, completion: int, dtype: torch.dtype
-) -> dict[str, float]:
+) -> Checked:
     """Applies one update with all rows at once, activations recomputed, as the public code does; returns checks."""
     model.activation_checkpointing_enable()
     return _update(model, optimizer, rows, completion, dtype, micro_rows=len(rows.advantages))
@@ -54,19 +62,19 @@ def update_reference(
 
 def update_batched(
     model: Any, optimizer: torch.optim.Optimizer, rows: Rows, completion: int, dtype: torch.dtype
-) -> dict[str, float]:
+) -> Checked:
     """Applies the same update in micro-batches that keep their activations; returns checks."""
     return _update(model, optimizer, rows, completion, dtype, micro_rows=MICRO_ROWS)
 
 
 @torch.no_grad()
-def score(model: Any, rows: Rows, completion: int, dtype: torch.dtype, micro_rows: int) -> dict[str, float]:
+def score(model: Any, rows: Rows, completion: int, dtype: torch.dtype, micro_rows: int) -> Checked:
     """Computes the log-probs of all completions; returns checks."""
     parts = [
         _logprobs(model, sequences, completion, dtype)
         for sequences in rows.sequences.split(micro_rows or len(rows.sequences))
     ]
-    return {"logprob_mean": float(torch.cat(parts).mean())}
+    return {"logprob_mean": float(torch.cat(parts).mean()), "logprobs": parts[0][0].tolist()}
 
 
 def _update(
@@ -77,8 +85,10 @@ def _update(
     dtype: torch.dtype,
     *,
     micro_rows: int,
-) -> dict[str, float]:
+) -> Checked:
     model.train()
+    scale = model.model.norm.weight
+    before = scale.detach().clone()
     optimizer.zero_grad(set_to_none=True)
     denominator = rows.sequences.shape[0] * completion
     logprob_sum = torch.zeros((), device=rows.sequences.device)
@@ -92,7 +102,11 @@ def _update(
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     optimizer.step()
-    return {"logprob_mean": float(logprob_sum) / denominator, "grad_norm": float(norm)}
+    return {
+        "logprob_mean": float(logprob_sum) / denominator,
+        "grad_norm": float(norm),
+        "moved": float((scale.detach() - before).abs().sum()),
+    }
 
 
 def _logprobs(model: Any, sequences: torch.Tensor, completion: int, dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,7 @@ from scripts import bench_round
 
 
 def run(seconds, checked):
-    return {"seconds": seconds, "peak_bytes": 2**30, "checked": checked}
+    return {"seconds": seconds, "before_first_s": 1.0, "peak_bytes": 2**30, "checked": checked}
 
 
 def test_ratios_are_of_medians_per_node():
@@ -29,14 +29,37 @@ def test_ratios_are_of_medians_per_node():
     assert found["reference"] == 21.0 / 1.5  # each in its faster precision
 
 
-def test_contenders_that_disagree_are_an_error():
-    both = {name: [run([1.0], {"grad_norm": 1.0})] for name in ("ours", "reference")}
-    runs = {"W2": {"float32": both}}
-    bench_round.require_agreement(runs)
-    for wrong in (1.01, float("nan")):
-        both["reference"][0]["checked"]["grad_norm"] = wrong
-        with pytest.raises(bench_round.BenchError, match="W2 float32: grad_norm differs"):
-            bench_round.require_agreement(runs)
+@pytest.mark.parametrize(
+    ("name", "right", "also_right", "wrong"),
+    [
+        ("grad_norm", 1.0, 1.0005, [1.01, float("nan")]),
+        ("moved", 5e-4, 5.2e-4, [0.0, 6e-4]),
+        ("logprobs", [-10.5, -11.0, -11.5], [-10.5, -11.0003, -11.5], [[-10.5, -11.001, -11.5], [-11.0, -10.5, -11.5]]),
+    ],
+)
+def test_contenders_that_disagree_are_an_error(name, right, also_right, wrong):
+    both = {contender: [run([1.0], {name: right}), run([1.0], {name: right})] for contender in ("ours", "reference")}
+    both["ours"][-1]["checked"][name] = also_right
+    bench_round.require_agreement("W2", "float32", both)
+    for value in wrong:
+        both["reference"][-1]["checked"][name] = value
+        with pytest.raises(bench_round.BenchError, match=f"W2 float32: {name} differs"):
+            bench_round.require_agreement("W2", "float32", both)
+        bench_round.require_agreement("W4", "float32", both)  # what was sampled differs
+
+
+def test_a_disagreement_ends_the_run_when_it_shows(monkeypatch):
+    asked = []
+
+    def contend(options, workload, dtype, contender):
+        asked.append(contender)
+        return run([1.0], {"tokens": 8.0 if contender == "ours" else 7.0})
+
+    monkeypatch.setattr(bench_round, "_contend", contend)
+    monkeypatch.setattr(sys, "argv", ["bench_round.py", "--model=tiny", "--workloads=W1", "--dtypes=float32"])
+    with pytest.raises(SystemExit, match="^error: W1 float32: tokens differs"):
+        bench_round.main()
+    assert asked == ["ours", "reference"]
 
 
 def test_measures_and_writes_table_picture_and_numbers(monkeypatch, tmp_path, capsys):
@@ -51,6 +74,7 @@ def test_measures_and_writes_table_picture_and_numbers(monkeypatch, tmp_path, ca
     table = names["table.md"].read_text()
     assert table in capsys.readouterr().out
     assert "| W4 round 256 + 32 | float32 | ours |" in table and "| W2 | best_torch |" in table
+    assert "W2 9,208 and 16,384; W4 4,088 and 18,432." in table and "\nbest_torch: one `generate`" in table
     assert names["roofline.png"].read_bytes()[:4] == b"\x89PNG"
     assert result["processes_done"] == result["processes_asked"] == 4 and "Stopped" not in table
 
@@ -76,6 +100,15 @@ def test_a_stop_reports_what_was_measured(monkeypatch, capsys, stop_at):
     table = capsys.readouterr().out
     assert "Stopped after 3 of 8 processes." in table
     assert "| W1 | reference | 3.00 |" in table and "| W4 | reference |  |  |" in table
+
+
+def test_ratios_of_several_turns_show_their_spread(monkeypatch, capsys):
+    seconds = iter([2.0, 6.0, 3.0, 6.0, 2.0, 8.0])
+    monkeypatch.setattr(bench_round, "_contend", lambda *_: run([next(seconds)], {}))
+    arguments = ["--model=tiny", "--workloads=W1", "--dtypes=float32", "--contenders=ours,reference"]
+    monkeypatch.setattr(sys, "argv", ["bench_round.py", *arguments])
+    bench_round.main()
+    assert "| W1 | reference | 3.00 (2.00 to 4.00) |" in capsys.readouterr().out
 
 
 @pytest.fixture(autouse=True)
