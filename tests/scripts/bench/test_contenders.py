@@ -37,7 +37,7 @@ def test_all_find_the_same_before_and_after_updates(config):
     runs = [built(contender, Kind.UPDATE, config) for contender in ("ours", "reference", "best_torch")]
     for _ in range(3):  # the second and third see what the first has changed
         first, *others = [run() for run in runs]
-        assert first["moved"] > 0
+        assert first["moved"] != 0
         for other in others:
             assert other.pop("moved") == pytest.approx(first["moved"], rel=bench_round.MOVED), SEED
             assert other == pytest.approx({name: first[name] for name in other}, rel=2e-4), SEED
