@@ -12,9 +12,9 @@ Contenders: ours; reference, which is how the paper's public code does it in tor
 torch as its users write it (one `generate`, micro-batches, bfloat16 where it helps); and, when asked for, the
 libraries trl and tunix. The table says what each does otherwise: above all, only ours computes a prompt once for
 all its completions. All get the same weights, prompts and completions, and log-probs, gradient norms and what an
-update changes must agree. Each run is a process of its own, and contenders take turns, so what the machine does
-meanwhile falls on all. Ratios are times per node: above 1 ours is faster. Stopped by Ctrl-C or a termination
-signal, it reports what it has measured so far.
+update changes must agree. Each has a process of its own, the same least time to be measured in, and contenders take
+turns, so what the machine does meanwhile falls on all. Ratios are times per node: above 1 ours is faster. Stopped by
+Ctrl-C or a termination signal, it reports what it has measured so far.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def require_agreement(workload: str, dtype: str, by_contender: dict[str, list[di
 def _contend(options: argparse.Namespace, workload: str, dtype: str, contender: str) -> dict[str, Any]:
     arguments = [f"--contender={contender}", f"--workload={workload}", f"--dtype={dtype}"]
     arguments += [f"--model={options.model}", f"--device={options.device}", f"--seed={options.seed}"]
-    arguments += [f"--runs={options.runs}"]
+    arguments += [f"--runs={options.runs}", f"--seconds={options.seconds}"]
     if contender == "ours":
         arguments += [f"--nodes={options.nodes}", *options.ours]
     elif options.device == "cpu" and contender not in COMPILED:
@@ -184,7 +184,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--contenders", type=names_of(CONTENDERS), default=list(USUAL), help=",".join(CONTENDERS))
     parser.add_argument("--dtypes", type=names_of(DTYPES), default=list(DTYPES), help=",".join(DTYPES))
     parser.add_argument("--repeats", type=int, default=3, help="processes of each contender")
-    parser.add_argument("--runs", type=int, default=1, help="timed runs in each process")
+    parser.add_argument("--runs", type=int, default=1, help="timed runs in each process, at least")
+    parser.add_argument("--seconds", type=float, default=20.0, help="timed in each process, at least: as many runs")
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs")
     parser.add_argument("--json", default="", help="file for everything measured")
     parser.add_argument("--write", default="", help="file for the table")

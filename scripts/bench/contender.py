@@ -1,7 +1,7 @@
 """One contender at one workload, in a process of its own: `python -m scripts.bench.contender ...`.
 
-Prepares, does the work so many times unmeasured (compilation, caches), then as often as asked, and prints one line
-of JSON: the seconds of each run, those before the first, the most memory in use, and what can be checked of the first
+Prepares, does the work so many times unmeasured (compilation, caches), then as often as asked and until enough time
+is measured, and prints one line of JSON: the seconds of each run, those before the first, the most memory in use, and what can be checked of the first
 result.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
     del params
     results, seconds = [run() for _ in range(options.warm_runs)], []
     first_s = time.perf_counter() - begin_s
-    for _ in range(options.runs):
+    while len(seconds) < options.runs or sum(seconds) < options.seconds:
         start_s = time.perf_counter()
         results.append(run())
         seconds.append(time.perf_counter() - start_s)
@@ -110,7 +110,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--warm_runs", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=1, help="timed, at least")
+    parser.add_argument("--seconds", type=float, default=0.0, help="timed, at least")
     parser.add_argument("--seed", type=int, default=0)
     for name in SHAPE:
         parser.add_argument(f"--{name}", type=int, help="instead of the workload's")

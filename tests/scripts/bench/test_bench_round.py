@@ -64,11 +64,16 @@ def test_a_disagreement_ends_the_run_when_it_shows(monkeypatch):
 
 def test_measures_and_writes_table_picture_and_numbers(monkeypatch, tmp_path, capsys):
     names = {name: tmp_path / name for name in ("out.json", "table.md", "roofline.png")}
-    arguments = ["--model=tiny", "--workloads=W2,W4", "--dtypes=float32", "--contenders=ours,best_torch", "--repeats=1"]
+    arguments = ["--model=tiny", "--workloads=W2,W4", "--dtypes=float32", "--contenders=ours,best_torch"]
+    arguments += ["--repeats=1", "--seconds=0.5"]
     files = [f"--json={names['out.json']}", f"--write={names['table.md']}", f"--picture={names['roofline.png']}"]
     monkeypatch.setattr(sys, "argv", ["bench_round.py", *arguments, *files])
     bench_round.main()
     result = json.loads(names["out.json"].read_text())
+    runs = [
+        run for by_contender in result["runs"].values() for each in by_contender["float32"].values() for run in each
+    ]
+    assert len(runs) == 4 and all(sum(run["seconds"]) >= 0.5 for run in runs)
     assert set(result["ratios"]) == {"W2", "W4"} and result["ratios"]["W4"]["best_torch"] > 0
     assert result["floors"]["float32"]["workloads"]["W2"]["flops"] > 1e8
     table = names["table.md"].read_text()
