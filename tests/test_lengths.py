@@ -9,7 +9,14 @@ from sapo_jax.lengths import FEW, SHORTEST, completion_buckets
 
 @pytest.mark.parametrize(
     ("limit", "buckets"),
-    [(1, (1,)), (127, (127,)), (128, (64, 128)), (200, (100, 200)), (255, (64, 128, 255)), (4096, (1024, 2048, 4096))],
+    [
+        (1, (1,)),
+        (127, (127,)),
+        (128, (64, 96, 128)),
+        (201, (101, 151, 201)),
+        (255, (64, 128, 255)),
+        (4096, (1024, 2048, 4096)),
+    ],
 )
 def test_buckets_end_with_the_limit(limit: int, buckets: tuple[int, ...]) -> None:
     assert completion_buckets(limit) == buckets

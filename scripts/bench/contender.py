@@ -1,8 +1,8 @@
 """One contender at one workload, in a process of its own: `python -m scripts.bench.contender ...`.
 
 Prepares, does the work so many times unmeasured (compilation, caches), then as often as asked and until enough time
-is measured, and prints one line of JSON: the seconds of each run, those before the first, the most memory in use, and what can be checked of the first
-result.
+is measured, and prints one line of JSON: the seconds of each run, those before the first, the most memory in use, and
+what can be checked of the first result.
 """
 
 from __future__ import annotations
