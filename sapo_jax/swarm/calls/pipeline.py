@@ -287,7 +287,10 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) 
     """Ends a call with the status of `error`: the one place where a failure leaves the server."""
     failure = failure_of(error, error.error_id if isinstance(error, _Defect) else "")
     detail = error_detail_to_message(failure.detail).SerializeToString()
-    await context.abort(failure.code, failure.text, ((DETAIL_KEY, detail),))
+    try:
+        await context.abort(failure.code, failure.text, ((DETAIL_KEY, detail),))
+    except grpc.aio.InternalError as gone:  # the caller has vanished, which grpc would log as a defect of ours
+        raise asyncio.CancelledError from gone
 
 
 class _Defect(Exception):

@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import grpc
+import pytest
+
+from sapo_jax.swarm.calls import pipeline
 from sapo_jax.swarm.calls.grpc_server import CLOSED_CALL_LIMITS
+from sapo_jax.swarm.calls.service_error import ServiceError
+from sapo_jax.swarm.wire.errors import WireReason
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.swarm.wire.requests import PublishRequest, SampleRequest
 from tests.swarm.calls.hosts import (
@@ -105,3 +111,14 @@ def _one_sample_call(*, window_bytes: int) -> bytes:
             frame(0, 1, 1, b"\x00" + len(body).to_bytes(4, "big") + body),
         )
     )
+
+
+def test_t17_a_refused_caller_that_has_vanished_is_no_defect() -> None:
+    """Grpc logs whatever else a handler raises, with a traceback."""
+
+    class Gone:
+        async def abort(self, *_: object) -> None:
+            raise grpc.aio.InternalError("the connection is closed")
+
+    with pytest.raises(asyncio.CancelledError):
+        run(lambda: pipeline._abort(Gone(), ServiceError(WireReason.MALFORMED, "a request is required")))  # type: ignore[arg-type]
