@@ -48,7 +48,7 @@ from scripts.peers.packages import missing
 AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}
 # One step of Adam at a rate of 1e-6 from 1.0, rounded to float32 (1.2e-7): is there a step, and is it one of Adam's?
 MOVED = 0.1
-COMPILED = {"ours", "tunix"}  # whose first run is no measure; torch warms up while it prepares
+COMPILED = {"ours", "tunix"}  # whose first run is no measure; torch's two forms warm up while they prepare
 
 
 def main() -> None:

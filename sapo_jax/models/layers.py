@@ -72,7 +72,7 @@ class RMSNorm(nnx.Module):
         wide = x.astype(accumulator(x.dtype))
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
         normed = (wide * lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
-        return normed * _trailing(self.scale[...].astype(x.dtype), x.ndim)
+        return normed * trailing(self.scale[...].astype(x.dtype), x.ndim)
 
 
 class Projection(nnx.Module):
@@ -99,10 +99,10 @@ class Projection(nnx.Module):
         lead, out = x.shape[: x.ndim - self.inputs], kernel.shape[self.inputs :]
         rows = math.prod(kernel.shape[: self.inputs])
         y = wide_matmul(x.reshape(*lead, rows), kernel.reshape(rows, -1)).reshape(*lead, *out)
-        return y + _trailing(self.bias[...].astype(y.dtype), y.ndim) if self.has_bias else y
+        return y + trailing(self.bias[...].astype(y.dtype), y.ndim) if self.has_bias else y
 
 
-def _trailing(x: jax.Array, rank: int) -> jax.Array:
+def trailing(x: jax.Array, rank: int) -> jax.Array:
     """Returns `x` with leading axes of size 1 up to `rank`: broadcasting is spelled out everywhere."""
     return x.reshape((1,) * (rank - x.ndim) + x.shape)
 

@@ -22,7 +22,7 @@ from sapo_jax.models.architecture import DecoderConfig
 from sapo_jax.models.attention import KeyValues
 from sapo_jax.models.decoder import Params
 from sapo_jax.models.decoding import prepare_decoding
-from sapo_jax.models.layers import rope_angles
+from sapo_jax.models.layers import rope_angles, trailing
 from sapo_jax.sampling.draw import draw, weigh
 from sapo_jax.sampling.warp import warp
 
@@ -139,7 +139,7 @@ def _sample(
     params, layers, prompt_cache = prepare(params, prompts)
     context_mask = prompts.mask[..., :-1]
     # Of all steps, before the first: in a step, XLA would take the cosines anew in every layer that uses them.
-    positions = prompts.positions[..., -1:] + jnp.arange(max_new_tokens).reshape([1] * (prompts.tokens.ndim - 1) + [-1])
+    positions = prompts.positions[..., -1:] + trailing(jnp.arange(max_new_tokens), prompts.tokens.ndim)
     all_angles = rope_angles(positions, config.head_size, config.rope_base)  # each [[M,] Q, C, H / 2]
 
     def unfinished(slots: int, loop: _Loop) -> jax.Array:

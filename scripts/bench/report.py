@@ -93,7 +93,8 @@ def _spread(result: dict[str, Any], workload: str, dtype: str, other: str) -> st
     by_contender = result["runs"][workload][dtype]
     turns = list(zip(by_contender[other], by_contender["ours"], strict=False))
     found = [
-        statistics.median(theirs["seconds"]) / statistics.median(seconds_per_node("ours", [ours], result["nodes"]))
+        statistics.median(seconds_per_node(other, [theirs], result["nodes"]))
+        / statistics.median(seconds_per_node("ours", [ours], result["nodes"]))
         for theirs, ours in turns
     ]
     return f" ({min(found):.2f} to {max(found):.2f})" if len(found) > 1 else ""
