@@ -19,7 +19,7 @@ from sapo_jax.memory_fit import OUT_OF_MEMORY_ADVICE
 from sapo_jax.metrics import MetricsError
 from sapo_jax.models.package_weights import cache_folder
 from sapo_jax.models.weight_table import ModelFilesError
-from sapo_jax.process_group import GroupError
+from sapo_jax.process_start import GroupError
 from sapo_jax.swarm.calls.server_metrics import MetricsAddressError
 from sapo_jax.swarm.mesh.joining import SWARM_FAILURES, SWARM_USAGE_ERRORS
 from sapo_jax.tasks.examples import ExamplesError

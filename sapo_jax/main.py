@@ -16,7 +16,8 @@ from sapo_jax.command import run_command
 from sapo_jax.config import SapoConfig, from_config_dict
 from sapo_jax.host import Host
 from sapo_jax.mirrored_host import LeadingHost, follow
-from sapo_jax.process_group import ProcessGroup, initialize, parse_request
+from sapo_jax.process_group import ProcessGroup
+from sapo_jax.process_start import initialize, parse_request
 from sapo_jax.progress import Progress
 from sapo_jax.report import write_report
 from sapo_jax.signals import StopRequest

@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from sapo_jax.host import Host
-from sapo_jax.process_group import GroupError, ProcessGroup
+from sapo_jax.process_group import ProcessGroup
 from sapo_jax.process_link import Message
+from sapo_jax.process_start import GroupError
 from sapo_jax.signals import StopRequest
 
 # Methods of Host that compute on the devices. `params_of` and the arrays of a checkpoint have ways of their own.

@@ -21,8 +21,8 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -32,76 +32,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import sapo_jax
-from sapo_jax.command_line import UsageError
 from sapo_jax.config import ConfigError, SapoConfig, from_config_dict, to_dict
 from sapo_jax.errors import first_line
-from sapo_jax.process_link import SECRET_BYTES, Link, Message, frame, own_address, welcome
+from sapo_jax.process_link import SECRET_BYTES, Link, Message, frame, listen, own_address, welcome
+from sapo_jax.process_start import END_TIMEOUT_S, START_TIMEOUT_S, GroupError
 from sapo_jax.workdir import config_differences
 
-START_TIMEOUT_S = 300  # for all processes to be there
-END_TIMEOUT_S = 10.0  # for a follower to end once the leader failed; it may be waiting for an array that never comes
-HEARTBEAT_TIMEOUT_S = 60  # of jax's service, which notices a machine that is gone without a word
 _GREETING_BYTES = 256  # of what the leader tells all: its address and a secret
-
-
-class GroupError(RuntimeError):
-    """A process group that cannot form or has broken; the message names the process."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupRequest:
-    """What `--distributed=HOST:PORT,COUNT,INDEX` asks for: this process is number INDEX of COUNT."""
-
-    host: str
-    port: int
-    count: int
-    index: int
-
-
-def parse_request(text: str) -> GroupRequest | None:
-    """Returns what `--distributed` asks for; None: "auto", jax finds the processes itself.
-
-    Raises:
-        UsageError: anything else.
-    """
-    if text == "auto":
-        return None
-    address, *numbers = text.split(",")
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and len(numbers) == 2 and all(part.isdecimal() for part in (port, *numbers))):
-        raise UsageError(f"--distributed={text}: must be auto or HOST:PORT,COUNT,INDEX")
-    request = GroupRequest(host=host, port=int(port), count=int(numbers[0]), index=int(numbers[1]))
-    if not (0 < request.port < 2**16 and request.index < request.count):
-        raise UsageError(f"--distributed={text}: needs a port below 65536 and an INDEX below COUNT")
-    return request
-
-
-def initialize(request: GroupRequest | None) -> None:
-    """Joins the devices of all processes; call it before anything touches a device.
-
-    Raises:
-        GroupError: not all processes came, or jax found out about none.
-    """
-    # Its handler of SIGTERM would be in the way of ours.
-    jax.config.update("jax_enable_preemption_service", False)
-    places: dict[str, Any] = {}
-    if request is not None:
-        places = {
-            "coordinator_address": f"{request.host}:{request.port}",
-            "num_processes": request.count,
-            "process_id": request.index,
-            "cluster_detection_method": "deactivate",
-        }
-    try:
-        jax.distributed.initialize(
-            **places,
-            initialization_timeout=START_TIMEOUT_S,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-            shutdown_timeout_seconds=int(END_TIMEOUT_S),
-        )
-    except (RuntimeError, ValueError) as error:
-        wanted = "auto" if request is None else f"{request.host}:{request.port},{request.count},{request.index}"
-        raise GroupError(f"--distributed={wanted}: {first_line(error)}") from error
 
 
 class ProcessGroup:
@@ -190,13 +127,13 @@ class ProcessGroup:
             link.close()
 
     def _listen(self, config: SapoConfig, host: str) -> None:
-        local_only = host in ("localhost", "::1") or host.startswith("127.")
         secret = secrets.token_bytes(SECRET_BYTES)
-        with socket.create_server((host if local_only else "", 0)) as server:
-            server.settimeout(START_TIMEOUT_S)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with listen(host) as server:
             address = pickle.dumps((host or own_address(), server.getsockname()[1], secret))
             multihost_utils.broadcast_one_to_all(np.frombuffer(address.ljust(_GREETING_BYTES, b"\0"), np.uint8))
             while len(self._links) < self.count - 1:
+                server.settimeout(max(deadline - time.monotonic(), 0.001))  # 0 would mean: do not wait at all
                 try:
                     connection = server.accept()[0]
                 except TimeoutError as error:

@@ -87,6 +87,13 @@ def welcome(connection: socket.socket, secret: bytes) -> Link | None:
     return None
 
 
+def listen(host: str) -> socket.socket:
+    """Returns a server on a free port, for this machine alone if `host` is a loopback address, which may be IPv6."""
+    is_loopback = host in ("localhost", "::1") or host.startswith("127.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host if is_loopback else "", 0), family=family)
+
+
 def own_address() -> str:
     """Returns the address of the interface to the default route, this host's name where there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

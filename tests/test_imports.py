@@ -26,7 +26,7 @@ SHELL = {"command", "command_line", "signals", "summary", "swarm_flags", "traine
 NODE = {"algo", "models", "sampling", "text", "tasks", "swarm", "learner"}
 ASSEMBLY = {"presets", "checkpoint", "evaluation", "host", "node", "prompting", "cold_start", "wiring"}
 ASSEMBLY |= {"member", "training"}
-GROUP = {"process_link", "process_group", "mirrored_host"}  # several processes on one mesh
+GROUP = {"process_start", "process_link", "process_group", "mirrored_host"}  # several processes on one mesh
 
 # Unit (module or package under sapo_jax) -> the other units it may import.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -58,8 +58,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory_fit": BASE | {"memory_plan", "machine_memory"},
     "wiring": BASE | NODE | {"host", "node", "prompting", "memory_plan", "memory_fit"},
     "process_link": set(),
-    "process_group": BASE | {"command_line", "process_link", "workdir"},
-    "mirrored_host": BASE | {"host", "process_group", "process_link", "signals"},
+    "process_start": BASE | {"command_line"},
+    "process_group": BASE | {"process_link", "process_start", "workdir"},
+    "mirrored_host": BASE | {"host", "process_group", "process_link", "process_start", "signals"},
     "signals": set(),
     "summary": RECORDS,
     "swarm_flags": {"swarm"},
@@ -67,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": BASE | RECORDS | NODE | (ASSEMBLY - {"training"}) | {"signals", "swarm_flags"},
     "trained": BASE | RECORDS | NODE | (ASSEMBLY - {"training"}),
     "command_line": BASE,
-    "command": BASE | RECORDS | NODE | {"checkpoint", "command_line", "memory_fit", "process_group"},
+    "command": BASE | RECORDS | NODE | {"checkpoint", "command_line", "memory_fit", "process_start"},
     **{unit: BASE | RECORDS | NODE | ASSEMBLY | SHELL for unit in COMMANDS},
     "main": BASE | RECORDS | NODE | ASSEMBLY | SHELL | GROUP,
     **{unit: BASE | {"tasks", "swarm", "swarm_flags", "command_line", "signals"} for unit in LIGHT_COMMANDS},

@@ -19,8 +19,8 @@ from sapo_jax.config import ConfigError, HostConfig, SapoConfig
 from sapo_jax.host import Host
 from sapo_jax.mirrored_host import MIRRORED, LeadingHost, weights_digest
 from sapo_jax.models.sharding import make_mesh
-from sapo_jax.process_group import GroupRequest, parse_request
-from sapo_jax.process_link import SECRET_BYTES, Link, Message, welcome
+from sapo_jax.process_link import SECRET_BYTES, Link, Message, listen, welcome
+from sapo_jax.process_start import GroupRequest, parse_request
 
 NOT_ON_DEVICES = {"nodes", "busy_s"}  # what a host answers without a computation
 
@@ -28,6 +28,30 @@ NOT_ON_DEVICES = {"nodes", "busy_s"}  # what a host answers without a computatio
 def test_the_flag_names_this_process_or_leaves_it_to_jax() -> None:
     assert parse_request("auto") is None
     assert parse_request("10.0.0.1:8476,4,3") == GroupRequest(host="10.0.0.1", port=8476, count=4, index=3)
+
+
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    request = parse_request("[::1]:8476,2,0")
+    assert request is not None and request == GroupRequest(host="::1", port=8476, count=2, index=0)
+    assert request.address == "[::1]:8476"
+
+
+def _has_ipv6_loopback() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_loopback_address_is_listened_to_alone(host: str) -> None:
+    if ":" in host and not _has_ipv6_loopback():
+        pytest.skip("no IPv6 on this machine")
+    with listen(host) as server, socket.create_connection((host, server.getsockname()[1])) as caller:
+        assert server.getsockname()[0] == caller.getpeername()[0]
+        assert server.getsockname()[0] in ("127.0.0.1", "::1")
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1:8476", ":1,2,0", "h:1,2", "h:1,2,x", "h:0,2,0", "h:1,2,2"])

@@ -166,15 +166,18 @@ def shared_prompt_hidden(
     angles = rope_angles(positions, config.head_size, config.rope_base)
     seen = jnp.tril(jnp.ones((c, c), bool))
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        def own(x: jax.Array) -> jax.Array:
-            return x[:, s:].reshape(q_count, g, c, *x.shape[2:])  # [Q, G, C, heads, H]
+    def split(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+        # Not by slices: the gradient of those pads each part to the whole before it adds them.
+        of_context, own = jax.lax.split(x, (s, g * c), axis)
+        return of_context, own.reshape(*x.shape[:axis], g, c, *x.shape[axis + 1 :])
 
-        keys = KeyValues(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))  # [Q, K, S + G * C, H]
-        context_keys = jax.tree.map(lambda x: x[:, :, :s], keys)
-        own_keys = jax.tree.map(lambda x: x[:, :, s:].reshape(*x.shape[:2], g, c, x.shape[-1]), keys)
-        prompt = attention.causal(q[:, :s], context_keys, context_mask)
-        completion = attention.shared_prompt(own(q), context_keys, context_mask, own_keys, seen)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        context_q, own_q = split(q, 1)  # [Q, S, N, H], [Q, G, C, N, H]
+        context_k, own_k = split(jnp.swapaxes(k, 1, 2), 2)  # [Q, K, S, H], [Q, K, G, C, H]
+        context_v, own_v = split(jnp.swapaxes(v, 1, 2), 2)
+        context_keys = KeyValues(context_k, context_v)
+        prompt = attention.causal(context_q, context_keys, context_mask)
+        completion = attention.shared_prompt(own_q, context_keys, context_mask, KeyValues(own_k, own_v), seen)
         return jnp.concatenate([prompt, completion.reshape(q_count, g * c, *prompt.shape[2:])], axis=1), None
 
     def body(block: Block, hidden: jax.Array, _: None) -> tuple[jax.Array, None]:

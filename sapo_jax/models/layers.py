@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -30,8 +29,7 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-@jax.custom_vjp
-def wide_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def wide_matmul(x: jax.Array, kernel: jax.Array, *, transposed: bool = False) -> jax.Array:
     """Returns `x @ kernel` as accumulated: factors in the dtype of `x`, sums in at least float32.
 
     The kernel's gradient keeps the kernel's own (master) dtype. Plain autodiff of a bfloat16
@@ -40,25 +38,46 @@ def wide_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Args:
         x: [..., D] activations.
         kernel: [D, F] master weights.
+        transposed: the kernel is [F, D], and the result `x @ kernel.T`.
     """
-    return jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype), preferred_element_type=accumulator(x.dtype))
+    return _differentiable_product(x, kernel, transposed)
 
 
-def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return wide_matmul(x, kernel), (x, kernel)
+def _product(x: jax.Array, kernel: jax.Array, transposed: bool) -> jax.Array:
+    spec = "...d,fd->...f" if transposed else "...d,df->...f"
+    return jnp.einsum(spec, x, kernel.astype(x.dtype), preferred_element_type=accumulator(x.dtype))
 
 
-def _matmul_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_forward(
+    x: jax.Array, kernel: jax.Array, transposed: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(x, kernel, transposed), (x, kernel)
+
+
+def _product_backward(
+    transposed: bool, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     dy = dy.astype(x.dtype)
-    accumulate = partial(jnp.einsum, preferred_element_type=accumulator(x.dtype))
-    dx = accumulate("...f,df->...d", dy, kernel.astype(x.dtype)).astype(x.dtype)
-    rows = (-1, x.shape[-1]), (-1, dy.shape[-1])
-    dkernel = accumulate("bd,bf->df", x.reshape(rows[0]), dy.reshape(rows[1])).astype(kernel.dtype)
-    return dx, dkernel
+    dx = _product(dy, kernel, not transposed).astype(x.dtype)
+    left, right = (dy, x) if transposed else (x, dy)
+    return dx, _sum_of_outer_products(left, right).astype(kernel.dtype)
 
 
-wide_matmul.defvjp(_matmul_forward, _matmul_backward)
+_differentiable_product = jax.custom_vjp(_product, nondiff_argnums=(2,))
+_differentiable_product.defvjp(_product_forward, _product_backward)
+
+
+def _sum_of_outer_products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns the sum over all rows of the products of `a` [..., D] and `b` [..., F]: [D, F], at least float32."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    wide = accumulator(a.dtype)
+    if jax.default_backend() == "cpu" and a.dtype == jnp.bfloat16:
+        # XLA's CPU back end multiplies bfloat16 numbers only if the left factor lies by rows, and widens all others.
+        # The barrier keeps it from taking the transposition back, the shapes around it from a layout by columns.
+        turned = lax.optimization_barrier(a.T.reshape(-1)).reshape(a.shape[::-1])
+        return jnp.matmul(turned, b, preferred_element_type=wide)
+    return jnp.einsum("bd,bf->df", a, b, preferred_element_type=wide)
 
 
 class RMSNorm(nnx.Module):
@@ -69,10 +88,11 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(accumulator(x.dtype))
+        # As a table of rows: XLA's CPU back end spreads sums over cores by the first axis alone, which may have size 1.
+        wide = x.reshape(-1, x.shape[-1]).astype(accumulator(x.dtype))
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
         normed = (wide * lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
-        return normed * trailing(self.scale[...].astype(x.dtype), x.ndim)
+        return (normed * self.scale[...].astype(x.dtype)[None]).reshape(x.shape)
 
 
 class Projection(nnx.Module):

@@ -59,8 +59,8 @@ def measure_light(setting: Setting) -> list[Figure]:
             hung += _kill_some(hosts, stores, generator(setting.seed, "kill", cycle))
             if (cycle + 1) % 10 == 0:
                 setting.say(f"{cycle + 1} of {cycles} cycles, {sum(host.kills for host in hosts)} kills")
-        kills = sum(host.kills for host in hosts)
         settled = _settle(hosts)
+        kills = sum(host.kills for host in hosts)
         for host, store in zip(hosts, stores, strict=True):
             store.read(host.directory, first.swarm_id)
     finally:

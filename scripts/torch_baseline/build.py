@@ -1,9 +1,7 @@
-"""The torch side of the workloads, in two forms.
+"""The torch side of the workloads, in two forms: `TORCH` in scripts/bench/report.py says what each does.
 
-`reference` is what the paper's public code does: one `generate` for each completion index, then an update of all rows
-at once with recomputed activations; in bfloat16 it runs the same code under autocast. `batched` is good practice: one
-`generate`, micro-batches, weights of the sampler in the wanted type. Both keep float32 masters, and both compute a
-prompt once for each of its completions, as `generate` and padded batches do.
+Both keep float32 masters, and both compute a prompt once for each of its completions, as `generate` and padded
+batches do.
 """
 
 from __future__ import annotations
