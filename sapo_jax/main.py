@@ -45,7 +45,8 @@ _DISTRIBUTED = flags.DEFINE_string(
     "distributed",
     "",
     "Share one mesh with other processes that get the same command: auto (TPU slices, Slurm), or HOST:PORT,COUNT,INDEX "
-    "where process INDEX of COUNT runs here and HOST is where process 0 does. Only on a private network.",
+    "where process INDEX of COUNT runs here and HOST is where process 0 does (in brackets if it is an IPv6 address). "
+    "Only on a private network.",
     flag_values=_OPTIONS,
 )
 _SWARM = SwarmFlags(_OPTIONS)

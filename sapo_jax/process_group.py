@@ -128,10 +128,10 @@ class ProcessGroup:
 
     def _listen(self, config: SapoConfig, host: str) -> None:
         secret = secrets.token_bytes(SECRET_BYTES)
-        deadline = time.monotonic() + START_TIMEOUT_S
         with listen(host) as server:
             address = pickle.dumps((host or own_address(), server.getsockname()[1], secret))
             multihost_utils.broadcast_one_to_all(np.frombuffer(address.ljust(_GREETING_BYTES, b"\0"), np.uint8))
+            deadline = time.monotonic() + START_TIMEOUT_S
             while len(self._links) < self.count - 1:
                 server.settimeout(max(deadline - time.monotonic(), 0.001))  # 0 would mean: do not wait at all
                 try:

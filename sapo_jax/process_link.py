@@ -88,10 +88,14 @@ def welcome(connection: socket.socket, secret: bytes) -> Link | None:
 
 
 def listen(host: str) -> socket.socket:
-    """Returns a server on a free port, for this machine alone if `host` is a loopback address, which may be IPv6."""
-    is_loopback = host in ("localhost", "::1") or host.startswith("127.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host if is_loopback else "", 0), family=family)
+    """Returns a server on a free port: for this machine alone if `host` is of the loopback, else on all interfaces."""
+    if host == "localhost" or host.startswith("127."):
+        return socket.create_server((host, 0))
+    if host == "::1":
+        return socket.create_server((host, 0), family=socket.AF_INET6)
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
 
 
 def own_address() -> str:

@@ -1,4 +1,4 @@
-"""How a process joins its group: what `--distributed` asks for, and jax's devices."""
+"""How a process joins its group: what `--distributed` asks for, jax's devices, how long to wait, and what can fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GroupRequest:
 
     @property
     def address(self) -> str:
-        """HOST:PORT."""
+        """HOST:PORT, with brackets around an IPv6 address."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -44,11 +44,12 @@ def parse_request(text: str) -> GroupRequest | None:
         return None
     address, *numbers = text.split(",")
     host, colon, port = address.rpartition(":")
-    if not (host and colon and len(numbers) == 2 and all(part.isdecimal() for part in (port, *numbers))):
-        raise UsageError(f"--distributed={text}: must be auto or HOST:PORT,COUNT,INDEX")
-    request = GroupRequest(
-        host=host.removeprefix("[").removesuffix("]"), port=int(port), count=int(numbers[0]), index=int(numbers[1])
-    )
+    bare = host.removeprefix("[").removesuffix("]")
+    # Brackets belong around an IPv6 address and nothing else, or its end could be taken for a port.
+    is_host = bare != "" and host == (f"[{bare}]" if ":" in bare else bare)
+    if not (is_host and colon and len(numbers) == 2 and all(part.isdecimal() for part in (port, *numbers))):
+        raise UsageError(f"--distributed={text}: must be auto or HOST:PORT,COUNT,INDEX (IPv6: [HOST]:PORT)")
+    request = GroupRequest(host=bare, port=int(port), count=int(numbers[0]), index=int(numbers[1]))
     if not (0 < request.port < 2**16 and request.index < request.count):
         raise UsageError(f"--distributed={text}: needs a port below 65536 and an INDEX below COUNT")
     return request

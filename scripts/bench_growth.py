@@ -86,6 +86,7 @@ def table(sweep: str, rows: list[dict[str, Any]]) -> str:
 
 def _round(options: argparse.Namespace, *more: str) -> dict[str, Any]:
     common = ["--contender=ours", "--workload=W4", f"--dtype={options.dtype}", f"--device={options.device}"]
+    common.append("--micro_batch_groups=1")  # at any size, so that nothing but the size changes
     return run_json("scripts.bench.contender", [*common, f"--model={options.model}", *more])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import socket
 import threading
 from types import SimpleNamespace
@@ -54,9 +55,15 @@ def test_a_loopback_address_is_listened_to_alone(host: str) -> None:
         assert server.getsockname()[0] in ("127.0.0.1", "::1")
 
 
-@pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1:8476", ":1,2,0", "h:1,2", "h:1,2,x", "h:0,2,0", "h:1,2,2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *"10.0.0.1 10.0.0.1:8476 :1,2,0 h:1,2 h:1,2,x h:0,2,0 h:1,2,2".split(),
+        *"[]:1,2,0 [::1:1,2,0 ::1:1,2,0 [h]:1,2,0".split(),
+    ],
+)
 def test_any_other_flag_is_a_usage_error_that_shows_it(text: str) -> None:
-    with pytest.raises(UsageError, match=f"^--distributed={text}: "):
+    with pytest.raises(UsageError, match=f"^--distributed={re.escape(text)}: "):
         parse_request(text)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sapo_jax.models.layers import accumulator
+from sapo_jax.models.layers import accumulator, rows_of
 
 
 class KeyValues(NamedTuple):
@@ -37,7 +37,7 @@ def causal(q: jax.Array, keys: KeyValues, mask: jax.Array) -> jax.Array:
     grouped = _heads_first(q, keys.k.shape[1])  # [B, K, S, R, H]
     scores = _scores("bkxh,bkth->bkxt", _flat(grouped, 2), keys.k).reshape(*grouped.shape[:-1], length)
     scores = jnp.where(seen[:, None, :, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(_rows_of(scores), axis=-1).astype(q.dtype).reshape(scores.shape)
+    weights = jax.nn.softmax(rows_of(scores), axis=-1).astype(q.dtype).reshape(scores.shape)
     context = _mix("bkxt,bkth->bkxh", _flat(weights, 2), keys.v)
     return _positions_first(context.astype(q.dtype).reshape(grouped.shape))
 
@@ -64,14 +64,15 @@ def shared_prompt(
     near = _scores("qkgxh,qkgeh->qkgxe", _flat(grouped.reshape(*rows, -1), 3), own.k)
     far = jnp.where(prompt_mask[:, None, None], far, -jnp.inf)
     near = jnp.where(seen[None, None, None, :, None], near.reshape(*rows, -1), -jnp.inf).reshape(near.shape)
-    far_weights, near_weights, total = _softmax_parts(_rows_of(far), _rows_of(near))
+    far_weights, near_weights, total = _softmax_parts(rows_of(far), rows_of(_flat(near, 2)))
     far, near = (x.astype(q.dtype) for x in (far_weights.reshape(far.shape), near_weights.reshape(near.shape)))
-    context = _rows_of(_mix("qkxs,qksh->qkxh", far, prompt.v)) + _rows_of(_mix("qkgxe,qkgeh->qkgxh", near, own.v))
+    context = rows_of(_mix("qkxs,qksh->qkxh", far, prompt.v))
+    context = context + rows_of(_flat(_mix("qkgxe,qkgeh->qkgxh", near, own.v), 2))
     return _positions_first((context / total).astype(q.dtype).reshape(grouped.shape)).reshape(q.shape)
 
 
 def _softmax_parts(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the weights of scores a [X, S] and b [X, E] in one softmax over both, and what to divide by [X, 1]."""
+    """Returns unnormalized weights of scores a [..., S] and b [..., E] in one softmax, and their sum [..., 1]."""
     # `initial`: a prompt of one token has no context at all.
     top = jnp.maximum(a.max(-1, keepdims=True, initial=-jnp.inf), b.max(-1, keepdims=True))
     top = jax.lax.stop_gradient(top)  # the softmax does not depend on it
@@ -94,11 +95,6 @@ def _positions_first(context: jax.Array) -> jax.Array:
 def _flat(x: jax.Array, first: int) -> jax.Array:
     """Returns `x` with the axes from `first` to the last but one as one."""
     return x.reshape(*x.shape[:first], math.prod(x.shape[first:-1]), x.shape[-1])
-
-
-def _rows_of(x: jax.Array) -> jax.Array:
-    """Returns `x` as a table: XLA's CPU back end spreads sums over cores by the first axis alone, which may be 1."""
-    return _flat(x, 0)
 
 
 def _scores(spec: str, q: jax.Array, k: jax.Array) -> jax.Array:

@@ -44,9 +44,9 @@ class Decoder(nnx.Module):
         """Returns [..., V] float32 (or wider) logits of hidden states [..., D] that left the blocks."""
         normed = self.final_norm(hidden)
         # Not rounded to the compute dtype: in bfloat16 close logits would tie.
-        if self.config.tie_embeddings:
-            return wide_matmul(normed, self.embed["embedding"][...], transposed=True)
-        return wide_matmul(normed, self.head.kernel[...])
+        tied = self.config.tie_embeddings
+        kernel = self.embed["embedding"][...] if tied else self.head.kernel[...]
+        return wide_matmul(normed, kernel, transposed=tied)
 
     def scan_blocks(self, body: LayerBody, carry: Any, layer_inputs: Any, *, remat: bool = False) -> tuple[Any, Any]:
         """Runs `body(block, carry, layer_input) -> (carry, output)` through the layers by one scan.

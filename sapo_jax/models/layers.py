@@ -74,10 +74,19 @@ def _sum_of_outer_products(a: jax.Array, b: jax.Array) -> jax.Array:
     wide = accumulator(a.dtype)
     if jax.default_backend() == "cpu" and a.dtype == jnp.bfloat16:
         # XLA's CPU back end multiplies bfloat16 numbers only if the left factor lies by rows, and widens all others.
-        # The barrier keeps it from taking the transposition back, the shapes around it from a layout by columns.
+        # The barrier keeps it from taking the transposition back, the flat shape from choosing a layout by columns.
         turned = lax.optimization_barrier(a.T.reshape(-1)).reshape(a.shape[::-1])
         return jnp.matmul(turned, b, preferred_element_type=wide)
     return jnp.einsum("bd,bf->df", a, b, preferred_element_type=wide)
+
+
+def rows_of(x: jax.Array) -> jax.Array:
+    """Returns `x` in the form in which sums over its last axis are fastest: on a CPU [rows, D], elsewhere as it is.
+
+    XLA's CPU back end spreads sums over cores by the first axis alone, which may have size 1. On a mesh of
+    accelerators, axes that are split must stay apart.
+    """
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if jax.default_backend() == "cpu" else x
 
 
 class RMSNorm(nnx.Module):
@@ -88,11 +97,10 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # As a table of rows: XLA's CPU back end spreads sums over cores by the first axis alone, which may have size 1.
-        wide = x.reshape(-1, x.shape[-1]).astype(accumulator(x.dtype))
+        wide = rows_of(x).astype(accumulator(x.dtype))
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
         normed = (wide * lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
-        return (normed * self.scale[...].astype(x.dtype)[None]).reshape(x.shape)
+        return (normed * trailing(self.scale[...].astype(x.dtype), normed.ndim)).reshape(x.shape)
 
 
 class Projection(nnx.Module):

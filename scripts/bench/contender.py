@@ -56,10 +56,10 @@ def _ours(options, workload, config, params, inputs) -> tuple[Callable, Callable
     from scripts.bench.floor import peak_memory_bytes
 
     select_device(options.device)
-    one_group = workload.positions(is_prompt_shared=True) // workload.questions
+    group_positions = workload.positions(is_prompt_shared=True) // workload.questions
     learner = LearnerConfig(
         micro_batch_groups=options.micro_batch_groups,
-        micro_batch_tokens=max(options.micro_batch_tokens, one_group),
+        micro_batch_tokens=options.micro_batch_tokens and max(options.micro_batch_tokens, group_positions),
         remat=options.remat,
         logit_chunk_tokens=options.logit_chunk_tokens,
     )
@@ -120,8 +120,8 @@ def _options() -> argparse.Namespace:
     group = parser.add_argument_group("ours")
     group.add_argument("--nodes", type=int, default=1)
     group.add_argument("--nodes_per_program", type=int, default=0, help="0: all")
-    group.add_argument("--micro_batch_groups", type=int, default=0)
-    group.add_argument("--micro_batch_tokens", type=int, default=1200, help="at least one group's")
+    group.add_argument("--micro_batch_groups", type=int, default=0, help="at most; 0: no limit")
+    group.add_argument("--micro_batch_tokens", type=int, default=1200, help="at most, but one group; 0: no limit")
     group.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
     group.add_argument("--logit_chunk_tokens", type=int, default=4096)
     return parser.parse_args()

@@ -59,8 +59,8 @@ def measure_light(setting: Setting) -> list[Figure]:
             hung += _kill_some(hosts, stores, generator(setting.seed, "kill", cycle))
             if (cycle + 1) % 10 == 0:
                 setting.say(f"{cycle + 1} of {cycles} cycles, {sum(host.kills for host in hosts)} kills")
-        settled = _settle(hosts)
         kills = sum(host.kills for host in hosts)
+        settled = _settle(hosts)
         for host, store in zip(hosts, stores, strict=True):
             store.read(host.directory, first.swarm_id)
     finally:
@@ -149,7 +149,7 @@ def judge(
         arrived += by_origin(history.arrivals(), ids, names)
         uses += by_origin(history.uses(), ids, names)
     most_used = max(uses.values(), default=0)
-    detail = f"{sum(host.kills for host in hosts)} kills in {cycles} cycles, {acknowledged} groups acknowledged"
+    detail = f"{cycles} cycles, {acknowledged} groups acknowledged"
     return [
         Figure(name="groups acknowledged", value=acknowledged, at_least=cycles, detail="by the other host"),
         Figure(name="acknowledged groups lost", value=lost, at_most=0, detail=detail),
