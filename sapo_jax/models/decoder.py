@@ -43,9 +43,9 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns [..., V] float32 (or wider) logits of hidden states [..., D] that left the blocks."""
         normed = self.final_norm(hidden)
-        # Not rounded to the compute dtype: in bfloat16 close logits would tie.
         tied = self.config.tie_embeddings
         kernel = self.embed["embedding"][...] if tied else self.head.kernel[...]
+        # Not rounded to the compute dtype: in bfloat16 close logits would tie.
         return wide_matmul(normed, kernel, transposed=tied)
 
     def scan_blocks(self, body: LayerBody, carry: Any, layer_inputs: Any, *, remat: bool = False) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from scripts.bench.processes import resident_peak_bytes
-from scripts.bench.workloads import DTYPES, MODELS, WORKLOADS, make_inputs, make_params, select_device
+from scripts.bench.workloads import DTYPES, MODELS, PASS_POSITIONS, WORKLOADS, make_inputs, make_params, select_device
 from scripts.peers.packages import PEERS, missing
 
 USUAL = ("ours", "reference", "best_torch")
@@ -121,7 +121,7 @@ def _options() -> argparse.Namespace:
     group.add_argument("--nodes", type=int, default=1)
     group.add_argument("--nodes_per_program", type=int, default=0, help="0: all")
     group.add_argument("--micro_batch_groups", type=int, default=0, help="at most; 0: no limit")
-    group.add_argument("--micro_batch_tokens", type=int, default=1200, help="at most, but one group; 0: no limit")
+    group.add_argument("--micro_batch_tokens", type=int, default=PASS_POSITIONS, help="at most; 0: no limit")
     group.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
     group.add_argument("--logit_chunk_tokens", type=int, default=4096)
     return parser.parse_args()

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.workloads import WORKLOADS
+from scripts.bench.workloads import PASS_POSITIONS, WORKLOADS
 from scripts.peers.packages import PEERS
 
 # In what ours and torch's forms differ.
-OWN = {
-    "ours": "in the update up to 1,200 positions a pass but at least one group (unless --ours says otherwise), "
-    "activations recomputed."
-}
-TORCH = {
+FORMS = {
+    "ours": f"in the update up to {PASS_POSITIONS:,} positions a pass but at least one group (unless --ours says "
+    "otherwise), activations recomputed.",
     "reference": "one `generate` of transformers for each completion index; all rows in one update, activations "
     "recomputed; in bfloat16 autocast on float32 weights (the public code casts weights and moments, too).",
     "best_torch": "one `generate` of transformers for all completions, with weights cast to the precision; eight rows "
@@ -110,7 +108,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
     for workload in result["runs"]:
         shared, repeated = (WORKLOADS[workload].positions(is_prompt_shared=shared) for shared in (True, False))
         lines.append(f"{workload} {shared:,} and {repeated:,}")
-    notes = OWN | TORCH | {name: peer.note for name, peer in PEERS.items()}
+    notes = FORMS | {name: peer.note for name, peer in PEERS.items()}
     return [
         "",
         "Ours computes a prompt once for all its completions, the others once for each, so a pass over all sequences "

@@ -77,6 +77,7 @@ MODELS = {
 }
 
 DTYPES = ("float32", "bfloat16")
+PASS_POSITIONS = 1200  # that one pass of our update takes, but at least one group
 
 
 class Kind(enum.Enum):

@@ -1,4 +1,4 @@
-"""The torch side of the workloads, in two forms: `TORCH` in scripts/bench/report.py says what each does.
+"""The torch side of the workloads, in two forms: `FORMS` in scripts/bench/report.py says what each does.
 
 Both keep float32 masters, and both compute a prompt once for each of its completions, as `generate` and padded
 batches do.

@@ -22,7 +22,7 @@ def record(round: int, arrived: tuple[str, ...] = (), drawn: tuple[str, ...] = (
 
 def judged(**changes) -> dict[str, Figure]:
     """The figures of two hosts where everything went well, but for `changes` of the receiver's records."""
-    hosts = [SimpleNamespace(node_id=name, kills=3, failures=0, starts=4) for name in "ab"]
+    hosts = [SimpleNamespace(node_id=name, failures=0, starts=4) for name in "ab"]
     publisher, receiver = StoreReadings(), StoreReadings()
     for number, group_id in enumerate(GROUPS):
         publisher.acknowledged.add((group_id, "b"))
