@@ -6,7 +6,7 @@ Variants: :8_0 (no sharing), :6_2, :4_4, :2_6 set other mixes than the two own a
 rollouts of the demo. Eight nodes on one GPU:
 
     python -m sapo_jax.main --config=configs/smollm2_135m.py:4_4 --workdir=runs/eight --config.nodes=8 \
-        --config.rounds=200
+        --config.rounds=200 --config.learner.micro_batch_groups=0
 
 Hardware: two CPU cores, 8 GiB of memory and 7 GB of disk for checkpoints; no accelerator, no
 model hub (the weights come as a package from the Python package index). Eight nodes want 30 GB of

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from sapo_jax.algo.losses import MetricSums
 from sapo_jax.config import LearnerConfig, SapoConfig
 from sapo_jax.device_clock import DeviceClock
-from sapo_jax.learner.optimizer import no_optimizer, optimizer_for
+from sapo_jax.learner.optimizer import make_optimizer, no_optimizer
 from sapo_jax.learner.step import Batch, TrainState, init_state, update
 from sapo_jax.models import sharding
 from sapo_jax.models.architecture import DecoderConfig
@@ -76,7 +76,7 @@ class Host:
             tensor=config.host.mesh_tensor,
         )
         self._learning = learning
-        self._optimizer = optimizer_for(config.learner, config.rounds) if learning else no_optimizer()
+        self._optimizer = make_optimizer(config.learner, config.rounds) if learning else no_optimizer()
         # States stay laid out as they begin, and as a checkpoint brings them back: another layout that means the
         # same would be another program to the compilation cache, and a resumed run would compile all over again.
         layout, results = self._layout(), self._results_sharding()
@@ -227,7 +227,7 @@ class Host:
     def _supervise(self, state: TrainState, batch: Batch) -> TrainState:
         self._note_program("supervise", batch.prompt_tokens, batch.completion_tokens.shape[2:])
         settings = LearnerConfig(learning_rate=self.config.cold_start.learning_rate, remat=self.config.learner.remat)
-        optimizer = optimizer_for(settings, rounds=0)
+        optimizer = make_optimizer(settings, rounds=0)
 
         def one_node(state: TrainState, batch: Batch) -> TrainState:
             advantages = batch.valid.astype(jnp.float32)

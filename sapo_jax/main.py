@@ -63,7 +63,8 @@ def main() -> None:
     request = parse_request(_DISTRIBUTED.value)
     initialize(request)
     select_platform(config)
-    with ProcessGroup(config, request.host if request else "") as group:
+    # jax may number the processes of a TPU slice otherwise; then HOST is not the leader's machine.
+    with ProcessGroup(config, request.host if request and request.index == 0 else "") as group:
         if group.leads:
             _train(config, group)
         else:

@@ -1,4 +1,4 @@
-"""What must hold on every accelerator. SAPO_TEST_PLATFORM=cpu with -m accel tries the tests themselves."""
+"""What must hold on every accelerator, and does on CPUs. SAPO_TEST_PLATFORM=cuda -m accel runs it on a GPU."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sapo_jax.host import Host
 from sapo_jax.learner.step import Batch, batch_logprobs
 from sapo_jax.models.architecture import FAMILIES, DecoderConfig
 from sapo_jax.models.decoder import Params
+from sapo_jax.models.layers import rope_angles
 from sapo_jax.node import play_round
 from sapo_jax.sampling.decode import Prompts, sample
 from tests.models.random_models import random_params, small_config
@@ -65,6 +66,14 @@ def as_batch(prompts: Prompts, tokens: np.ndarray, mask: np.ndarray) -> Batch:
         nothing[:, 0] == 1,
     )
     return Batch(*arrays)
+
+
+def test_rotary_angles_are_exact_where_products_are_not() -> None:
+    positions = np.array([[0, 1, 255, 257], [511, 1023, 2047, 4095]], np.int32)
+    cosine, sine = jax.jit(partial(rope_angles, head_size=64, base=1e4))(positions)
+    angles = positions[..., None] * 1e4 ** (-np.arange(32) / 32)
+    for found, expected in ((cosine, np.cos(angles)), (sine, np.sin(angles))):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)  # 4095 in float32 has steps of 2 ** -12
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,7 +142,7 @@ def test_a_round_of_two_nodes_is_the_same_in_one_program_and_in_two() -> None:
     take_over(together, apart)
     metrics = []
     for host in (apart, together):
-        nodes, _ = wiring.build_nodes(config, prompter, tasks)
+        nodes = wiring.build_nodes(config, prompter, tasks, wiring.memory_hub(config))
         metrics.append(play_round(nodes, host, 1))
     for expected, found in zip(*metrics, strict=True):
         assert expected["groups/informative_frac"] > 0 and expected["groups/external"] > 0

@@ -136,10 +136,7 @@ def state_of(config: SapoConfig, nodes: int) -> tuple[DecoderConfig, TrainState]
 
 
 def optimizer_of(config: SapoConfig):
-    settings = to_dict(config)["learner"]
-    names = ("learning_rate", "schedule", "warmup_rounds", "inner_epochs", "optimizer", "beta1", "beta2", "epsilon")
-    more = ("weight_decay", "max_grad_norm")
-    return make_optimizer(rounds=config.rounds, **{name: settings[name] for name in (*names, *more)})
+    return make_optimizer(config.learner, config.rounds)
 
 
 def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:

@@ -21,7 +21,7 @@ from sapo_jax.config import (
     SharingConfig,
 )
 from sapo_jax.host import Host
-from sapo_jax.learner.optimizer import optimizer_for
+from sapo_jax.learner.optimizer import make_optimizer
 from sapo_jax.learner.step import Batch, batch_logprobs, init_state, update
 from sapo_jax.memory_plan import MemoryPlan, plan_memory
 from sapo_jax.models.architecture import DecoderConfig
@@ -75,7 +75,7 @@ def temp_bytes(lowered: Any) -> int:
 
 def temp_bytes_of_update(config: SapoConfig, model: DecoderConfig = WIDE, dtype: str = "float32") -> int:
     """Returns what XLA allocates for the update of all nodes in one program, beside arguments and results."""
-    optimizer = optimizer_for(config.learner, config.rounds)
+    optimizer = make_optimizer(config.learner, config.rounds)
     one_node = partial(
         update,
         model=model,

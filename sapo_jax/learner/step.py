@@ -135,7 +135,8 @@ def update(
     A micro-batch without any advantage has no gradient and is left out (unless the KL penalty gives
     it one; with several nodes in one call it is computed and ignored). `policy/*` metrics are means
     over the micro-batches that count. A step whose gradient is not
-    finite changes nothing and counts in `learner/skipped_updates_frac`.
+    finite changes nothing and counts in `learner/skipped_updates_frac`. The first step's log-probs
+    are the old ones of all others, so its ratios are 1 exactly.
     """
     if advantages is None:
         advantages = advantages_of(batch, settings)
@@ -150,9 +151,8 @@ def update(
     context, (questions, group_size, completion) = batch.prompt_tokens.shape[1] - 1, batch.completion_tokens.shape
     micro_groups = settings.groups_per_pass(questions, context + group_size * completion)
     rows = _Rows(batch, advantages, None, None)
-    micro = jax.tree.map(lambda x: x.reshape(-1, micro_groups, *x.shape[1:]), rows)  # [Q / m, m, ...]
-    if settings.inner_epochs > 1:
-        micro = micro._replace(old_logprobs=jax.lax.map(lambda part: score(state.params, part.batch)[0], micro))
+    # Every n-th group in one pass, [n, m, ...] with n = Q / m: groups that a mesh has divided stay divided in each.
+    micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(micro_groups, -1, *x.shape[1:]), 0, 1), rows)
     if settings.kl_coef > 0:
         assert reference is not None, "a KL penalty needs reference parameters"
         micro = micro._replace(ref_logprobs=jax.lax.map(lambda part: score(reference, part.batch)[0], micro))
@@ -163,9 +163,9 @@ def update(
         max_new_tokens=max_new_tokens,
     )
 
-    def loss(params: Params, part: _Rows) -> tuple[jax.Array, MetricSums]:
+    def loss(params: Params, part: _Rows) -> tuple[jax.Array, tuple[MetricSums, jax.Array]]:
         logprobs, entropies = score(params, part.batch, remat=settings.remat)
-        return policy_loss(
+        total, metrics = policy_loss(
             logprobs,
             part.advantages,
             part.batch.completion_mask,
@@ -178,16 +178,17 @@ def update(
             entropies=entropies,
             external=jnp.broadcast_to(part.batch.external[:, None], part.advantages.shape),
         )
+        return total, (metrics, jax.lax.stop_gradient(logprobs))
 
-    def epoch(state: TrainState, _: None) -> tuple[TrainState, MetricSums]:
-        gradients, metrics = _accumulate(loss, state.params, micro, always=settings.kl_coef > 0)
-        return _apply(state, gradients, metrics, optimizer)
+    def epoch(state: TrainState, micro: _Rows) -> tuple[TrainState, MetricSums, jax.Array]:
+        gradients, metrics, logprobs = _accumulate(loss, state.params, micro, always=settings.kl_coef > 0)
+        return *_apply(state, gradients, metrics, optimizer), logprobs
 
-    if settings.inner_epochs == 1:
-        state, metrics = epoch(state, None)
-    else:
-        state, metrics = jax.lax.scan(epoch, state, None, length=settings.inner_epochs)
-        metrics = jax.tree.map(lambda x: x.sum(axis=0), metrics)
+    state, metrics, old_logprobs = epoch(state, micro)
+    if settings.inner_epochs > 1:
+        again = micro._replace(old_logprobs=old_logprobs)
+        state, more = jax.lax.scan(lambda state, _: epoch(state, again)[:2], state, None, settings.inner_epochs - 1)
+        metrics = jax.tree.map(lambda first, others: first + others.sum(axis=0), metrics, more)
     present = jnp.any(batch.valid, axis=1)
     metrics["groups/informative_frac"] = _pair(jnp.sum(informative & present), jnp.sum(present))
     return state, metrics
@@ -200,22 +201,25 @@ class _Rows(NamedTuple):
     ref_logprobs: jax.Array | None
 
 
-def _accumulate(loss: Any, params: Params, micro: _Rows, *, always: bool) -> tuple[Params, MetricSums]:
-    """Returns gradients and metrics summed over the micro-batches [n, m, ...]."""
-    one = jax.tree.map(lambda x: x[0], micro)
-    (_, shapes), _ = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, one)
-    zeros = jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+def _accumulate(loss: Any, params: Params, micro: _Rows, *, always: bool) -> tuple[Params, MetricSums, jax.Array]:
+    """Returns gradients and metrics summed over the micro-batches [n, m, ...], and log-probs [n, m, G, C].
 
-    def gradient(part: _Rows) -> tuple[Params, MetricSums]:
-        gradients, metrics = jax.grad(loss, has_aux=True)(params, part)
-        return gradients, metrics
+    Those of a micro-batch that is left out are zero.
+    """
+    _, shapes = jax.eval_shape(loss, params, jax.tree.map(lambda x: x[0], micro))
+    no_metrics, no_logprobs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def add(total: tuple[Params, MetricSums], part: _Rows) -> tuple[tuple[Params, MetricSums], None]:
+    def add(total: tuple[Params, MetricSums], part: _Rows) -> tuple[tuple[Params, MetricSums], jax.Array]:
+        def learn() -> tuple[tuple[Params, MetricSums], jax.Array]:
+            gradients, (metrics, logprobs) = jax.grad(loss, has_aux=True)(params, part)
+            return jax.tree.map(jnp.add, total, (gradients, metrics)), logprobs
+
         needed = jnp.any(part.advantages != 0) | always
-        total = jax.lax.cond(needed, lambda t: jax.tree.map(jnp.add, t, gradient(part)), lambda t: t, total)
-        return total, None
+        return jax.lax.cond(needed, learn, lambda: (total, no_logprobs))
 
-    return jax.lax.scan(add, zeros, micro)[0]
+    zeros = jax.tree.map(jnp.zeros_like, params), no_metrics
+    (gradients, metrics), logprobs = jax.lax.scan(add, zeros, micro)
+    return gradients, metrics, logprobs
 
 
 def _apply(

@@ -63,7 +63,7 @@ def shared_prompt(
     far = _scores("qkxh,qksh->qkxs", _flat(grouped, 2), prompt.k)
     near = _scores("qkgxh,qkgeh->qkgxe", _flat(grouped.reshape(*rows, -1), 3), own.k)
     far = jnp.where(prompt_mask[:, None, None], far, -jnp.inf)
-    near = jnp.where(seen[None, None, None, :, None], near.reshape(*rows, -1), -jnp.inf).reshape(near.shape)
+    near = jnp.where(jnp.repeat(seen, rows[-1], axis=0)[None, None, None], near, -jnp.inf)
     far_weights, near_weights, total = _softmax_parts(rows_of(far), rows_of(_flat(near, 2)))
     far, near = (x.astype(q.dtype) for x in (far_weights.reshape(far.shape), near_weights.reshape(near.shape)))
     context = rows_of(_mix("qkxs,qksh->qkxh", far, prompt.v))

@@ -145,7 +145,8 @@ def rope_angles(positions: jax.Array, head_size: int, base: float) -> tuple[jax.
     """
     wide = accumulator(jnp.result_type(float))
     frequencies = base ** (-jnp.arange(0, head_size, 2, dtype=wide) / head_size)
-    angles = jnp.einsum("...,h->...h", positions.astype(wide), frequencies)
+    # Not as a product of matrices: TPUs round the factors of those, and of positions above 256 little would be left.
+    angles = positions.astype(wide)[..., None] * trailing(frequencies, positions.ndim + 1)
     return jnp.cos(angles), jnp.sin(angles)
 
 

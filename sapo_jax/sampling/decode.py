@@ -190,14 +190,12 @@ def _sample(
         )
         return _Loop(loop.step + 1, split[..., 0], drawn, loop.done | ended, cache, samples)
 
-    # A step reads the whole cache, so it grows, from loop to loop.
-    first, *larger = completion_buckets(max_new_tokens)
     loop = _Loop(
         step=jnp.zeros((), jnp.int32),
         keys=each(jax.random.key)(seeds),
         token=jnp.broadcast_to(prompts.tokens[..., -1:], rows),
         done=jnp.zeros(rows, bool),
-        cache=forward.empty_cache(config, rows, first, dtype),
+        cache=forward.empty_cache(config, rows, 0, dtype),
         samples=Samples(
             tokens=jnp.full((*rows, max_new_tokens), end_id, jnp.int32),
             lengths=jnp.zeros(rows, jnp.int32),
@@ -205,8 +203,7 @@ def _sample(
             logprobs=jnp.zeros((*rows, max_new_tokens), jnp.float32),
         ),
     )
-    loop = lax.while_loop(partial(unfinished, first), advance, loop)
-    for slots in larger:
+    for slots in completion_buckets(max_new_tokens):  # a step reads the whole cache, so it grows from loop to loop
         loop = loop._replace(cache=forward.grow_cache(loop.cache, slots))
         loop = lax.while_loop(partial(unfinished, slots), advance, loop)
     return loop.samples

@@ -15,7 +15,15 @@ import time
 from collections.abc import Callable
 
 from scripts.bench.processes import resident_peak_bytes
-from scripts.bench.workloads import DTYPES, MODELS, PASS_POSITIONS, WORKLOADS, make_inputs, make_params, select_device
+from scripts.bench.workloads import (
+    DTYPES,
+    MODELS,
+    PASS_POSITIONS_CPU,
+    WORKLOADS,
+    make_inputs,
+    make_params,
+    select_device,
+)
 from scripts.peers.packages import PEERS, missing
 
 USUAL = ("ours", "reference", "best_torch")
@@ -57,9 +65,12 @@ def _ours(options, workload, config, params, inputs) -> tuple[Callable, Callable
 
     select_device(options.device)
     group_positions = workload.positions(is_prompt_shared=True) // workload.questions
+    most = options.micro_batch_tokens
+    if most is None:
+        most = PASS_POSITIONS_CPU if options.device == "cpu" else 0
     learner = LearnerConfig(
         micro_batch_groups=options.micro_batch_groups,
-        micro_batch_tokens=options.micro_batch_tokens and max(options.micro_batch_tokens, group_positions),
+        micro_batch_tokens=most and max(most, group_positions),
         remat=options.remat,
         logit_chunk_tokens=options.logit_chunk_tokens,
     )
@@ -121,7 +132,11 @@ def _options() -> argparse.Namespace:
     group.add_argument("--nodes", type=int, default=1)
     group.add_argument("--nodes_per_program", type=int, default=0, help="0: all")
     group.add_argument("--micro_batch_groups", type=int, default=0, help="at most; 0: no limit")
-    group.add_argument("--micro_batch_tokens", type=int, default=PASS_POSITIONS, help="at most; 0: no limit")
+    group.add_argument(
+        "--micro_batch_tokens",
+        type=int,
+        help=f"at most; 0: no limit, which other devices than CPUs get unless given; CPUs get {PASS_POSITIONS_CPU}",
+    )
     group.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
     group.add_argument("--logit_chunk_tokens", type=int, default=4096)
     return parser.parse_args()

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.workloads import PASS_POSITIONS, WORKLOADS
+from scripts.bench.workloads import PASS_POSITIONS_CPU, WORKLOADS
 from scripts.peers.packages import PEERS
 
 # In what ours and torch's forms differ.
 FORMS = {
-    "ours": f"in the update up to {PASS_POSITIONS:,} positions a pass but at least one group (unless --ours says "
-    "otherwise), activations recomputed.",
+    "ours": f"in the update up to {PASS_POSITIONS_CPU:,} positions a pass on a CPU, but at least one group, elsewhere "
+    "all at once (unless --ours says otherwise); activations recomputed.",
     "reference": "one `generate` of transformers for each completion index; all rows in one update, activations "
     "recomputed; in bfloat16 autocast on float32 weights (the public code casts weights and moments, too).",
     "best_torch": "one `generate` of transformers for all completions, with weights cast to the precision; eight rows "

@@ -77,7 +77,7 @@ MODELS = {
 }
 
 DTYPES = ("float32", "bfloat16")
-PASS_POSITIONS = 1200  # that one pass of our update takes, but at least one group
+PASS_POSITIONS_CPU = 1200  # that one pass of our update takes, but at least one group; elsewhere all
 
 
 class Kind(enum.Enum):

@@ -15,16 +15,16 @@ while true; do
   state="$(tpu describe --format='value(state)' 2>/dev/null || echo MISSING)"
   case "$state" in
     READY)
-      # run.exit: it ended. Neither that nor a process: it was never started here.
+      # Each machine says one word. run.exit: it ended there; neither that nor a process: it was never started there.
       # shellcheck disable=SC2016  # to be expanded there
-      found="$(on_first 'cat run.exit 2>/dev/null || { kill -0 $(cat run.pid) 2>/dev/null && echo running; } || echo none' \
-        2>/dev/null || echo unreachable)"
-      case "$found" in
-        0) echo "the run is done; delete.sh gives the machines back" && exit 0 ;;
-        2) echo "error: the command of the run is wrong; see run.log" >&2 && exit 2 ;;
-        running) ;;
-        unreachable) echo "$(date -Is) the first machine does not answer" ;;
-        none) { "$here/setup.sh" && "$here/start.sh"; } || echo "$(date -Is) it could not be started" ;;
+      found="$(on_all 'cat run.exit 2>/dev/null || { kill -0 $(cat run.pid) 2>/dev/null && echo running; } || echo none' \
+        2>/dev/null | sort -u | xargs)" || found=""
+      case " $found " in
+        "  ") echo "$(date -Is) not every machine answers" ;;
+        *" running "*) ;; # the others have ended or will
+        " 0 ") echo "the run is done; delete.sh gives the machines back" && exit 0 ;;
+        *" 2 "*) echo "error: the command of the run is wrong; see run.log" >&2 && exit 2 ;;
+        *" none "*) { "$here/setup.sh" && "$here/start.sh"; } || echo "$(date -Is) it could not be started" ;;
         *)
           ((SECONDS - started < 3600)) || failures=0
           failures=$((failures + 1))

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What start.sh runs on each machine: the run, beside it copies to the bucket, at the end its exit code in run.exit.
+trap 'echo "$?" >"$HOME/run.exit"' EXIT
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-workdir="$HOME/runs/$RUN"
-copy="$HOME/runs/.$RUN.copy"
+workdir="$RUNS_DIR/$RUN"
+copy="$RUNS_DIR/.$RUN.copy"
 store="$BUCKET/$RUN"
 # Is written last: a checkpoint without it does not count, so a copy that was cut short leaves no false one.
 mark='.*/_CHECKPOINT_METADATA$'
@@ -28,13 +29,16 @@ if [[ ! -f "$workdir/.lock" ]]; then
   # A look that fails ends this script: a run that seems to be new would take the place of the one in the bucket.
   runs="$(gcloud storage ls "$BUCKET")"
   if grep -qxF "$store/" <<<"$runs"; then
-    gcloud storage rsync --recursive "$store" "$workdir"
+    # Every machine fetches it: which one leads is known only once they run. What an older copy left goes.
+    gcloud storage rsync --recursive --delete-unmatched-destination-objects "$store" "$workdir"
   fi
 fi
 
 arguments=(--config="$CONFIG" --workdir="$workdir")
 [[ -z "$DISTRIBUTED" ]] || arguments+=(--distributed="$DISTRIBUTED")
 read -r -a more <<<"$OVERRIDES"
+read -r -a variables <<<"$ENVIRONMENT"
+[[ -z "$ENVIRONMENT" ]] || export "${variables[@]}"
 
 cd "$root"
 .venv/bin/python -m sapo_jax.main "${arguments[@]}" "${more[@]}" &
@@ -64,4 +68,4 @@ wait "$syncing" || true # a copy that is under way is finished
 sync_up || { echo "the last copy to $store failed"; [[ "$code" != 0 ]] || code=1; }
 # A run that a signal stopped has ended well and is not done, unless stop.sh asked for that.
 ((code != 0 || signalled == 0)) || [[ -f "$HOME/run.stop" ]] || code=143
-echo "$code" >"$HOME/run.exit"
+exit "$code"

@@ -2,6 +2,7 @@
 # Brings this checkout and its environment to every machine. Run it again after a change of the code.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+umask 077 # the variables may hold a token
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 # What git tracks, as it is here, changes included: all machines must run the same code.
@@ -12,7 +13,7 @@ gcloud compute tpus tpu-vm scp "$work/code.tar.gz" "$work/env" "$NAME:" "${place
 on_all "
   set -e
   rm -rf sapo_jax && mkdir sapo_jax && tar -C sapo_jax -xzf code.tar.gz && mv env sapo_jax/scripts/tpu_vm/env
-  command -v cc >/dev/null || { sudo apt-get update -q && sudo apt-get install -q -y build-essential; }
+  command -v cc >/dev/null || { sudo apt-get update -q && sudo apt-get -o DPkg::Lock::Timeout=600 install -q -y build-essential; }
   python3 -m pip install --quiet --user uv
   cd sapo_jax
   python3 -m uv venv --quiet --clear --python '$PYTHON' .venv

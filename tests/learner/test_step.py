@@ -397,7 +397,11 @@ def test_a_donated_state_is_reused() -> None:
     assert_close(third.params, expected.params, 1e-5)
 
 
-def test_bfloat16_computes_the_same_update_roughly_and_keeps_float32_masters() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])  # each has forms of its own
+def test_bfloat16_computes_the_same_update_roughly_and_keeps_float32_masters(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     params, batch = random_params(MODEL, 16), random_batch(12, "float32")
     exact, _ = stepped(params, batch, dtype=jnp.float32)
     rounded, _ = stepped(params, batch, dtype=jnp.bfloat16)

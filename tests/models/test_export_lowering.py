@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -92,10 +93,8 @@ def test_the_sampler_lowers_for_every_platform(
 @pytest.mark.parametrize(("family", "dtype"), CASES)
 def test_the_update_lowers_for_every_platform(family: str, dtype: str) -> None:
     config, params = node_params(family)
-    optimizer = make_optimizer(
-        learning_rate=1e-3, schedule="cosine", warmup_rounds=2, rounds=9, inner_epochs=2, optimizer="adamw",
-        beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01, max_grad_norm=1.0,
-    )  # fmt: skip
+    full = replace(SETTINGS, schedule="cosine", warmup_rounds=2, optimizer="adamw", weight_decay=0.01)
+    optimizer = make_optimizer(full, rounds=9)
     one = partial(
         update,
         model=config,

@@ -92,8 +92,11 @@ def test_log_probs_are_those_the_learner_computes_on_the_same_tokens(family: str
     assert np.abs(seen[1.0] - seen[0.7]).max() > 0.1 and ended
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_log_probs_in_bfloat16_are_the_learners_but_for_rounding(nodes: int) -> None:
+@pytest.mark.parametrize(("nodes", "backend"), [(1, "cpu"), (2, "cpu"), (2, "tpu")])  # each has forms of its own
+def test_log_probs_in_bfloat16_are_the_learners_but_for_rounding(
+    nodes: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = small_config("qwen2")
     params, prompts = jax.tree.map(lambda leaf: leaf[:nodes], (stacked_params(config), ragged_prompts(config)))
     settings = {"group_size": 12, "max_new_tokens": 6, "dtype": jnp.bfloat16}

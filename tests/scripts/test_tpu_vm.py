@@ -24,6 +24,7 @@ workdir="$HOME/runs/paper"
 mkdir -p "$workdir/checkpoints/2" "$workdir/checkpoints/4.orbax-checkpoint-tmp"
 touch "$workdir/.lock" "$workdir/checkpoints/2/_CHECKPOINT_METADATA"
 echo "$*" >"$HOME/arguments"
+env >"$HOME/variables"
 exit 1
 """
 
@@ -34,6 +35,7 @@ def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
     shutil.copytree(SCRIPTS, root / "scripts" / "tpu_vm")
     settings = (SCRIPTS / "env.example").read_text().replace('BUCKET=""', 'BUCKET="gs://kept"')
+    settings = re.sub("RUNS_DIR=.*", f'RUNS_DIR="{tmp_path}/runs"', settings)
     (root / "scripts" / "tpu_vm" / "env").write_text(settings)
     for path, content in ((tmp_path / "bin" / "gcloud", GCLOUD), (root / ".venv" / "bin" / "python", TRAINER)):
         path.parent.mkdir(parents=True)
@@ -62,7 +64,7 @@ def test_bash_can_read_it(script: str) -> None:
 
 
 def test_every_variable_is_explained() -> None:
-    listed = re.search(r"names=\((.*)\)", (SCRIPTS / "common.sh").read_text())
+    listed = re.search(r"names=\((.*?)\)", (SCRIPTS / "common.sh").read_text(), re.DOTALL)
     assert listed is not None
     assert listed[1].split() == re.findall(r"^([A-Z_]+)=", (SCRIPTS / "env.example").read_text(), re.MULTILINE)
 
@@ -88,10 +90,11 @@ def test_a_slice_is_created_as_the_variables_say(checkout: Path) -> None:
 
 
 def test_a_machine_copies_a_checkpoint_before_its_mark_and_leaves_the_exit_code(checkout: Path) -> None:
-    done, asked = _run(checkout, "on_machine.sh", DISTRIBUTED="auto")
+    done, asked = _run(checkout, "on_machine.sh", DISTRIBUTED="auto", ENVIRONMENT="HF_TOKEN=t COLOUR=red")
     home = checkout.parent
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert (home / "run.exit").read_text() == "1\n"
+    assert {"HF_TOKEN=t", "COLOUR=red"} < set((home / "variables").read_text().splitlines())
     arguments = (home / "arguments").read_text()
     assert "-m sapo_jax.main --config=configs/qwen05b.py:4_4 " in arguments
     assert arguments.endswith("--distributed=auto --config.host.mesh_node=8 --config.host.nodes_per_program=8\n")
@@ -106,21 +109,34 @@ def test_a_machine_copies_a_checkpoint_before_its_mark_and_leaves_the_exit_code(
 
 def test_a_new_machine_fetches_the_run_that_the_bucket_holds(checkout: Path) -> None:
     done, asked = _run(checkout, "on_machine.sh", GCLOUD_RUNS="gs://kept/older/\ngs://kept/paper/")
-    assert done.returncode == 0, done.stderr
-    assert asked[1] == f"storage rsync --recursive gs://kept/paper {checkout.parent}/runs/paper"
+    assert done.returncode == 1, done.stderr  # that of the run
+    fetched = f"gs://kept/paper {checkout.parent}/runs/paper"
+    assert asked[1] == f"storage rsync --recursive --delete-unmatched-destination-objects {fetched}"
 
 
 def test_a_bucket_that_does_not_answer_is_not_an_empty_one(checkout: Path) -> None:
     done, asked = _run(checkout, "on_machine.sh", GCLOUD_LS="1")
-    assert done.returncode != 0 and asked == ["storage ls gs://kept"]
+    assert done.returncode == 1 and asked == ["storage ls gs://kept"]
+    assert (checkout.parent / "run.exit").read_text() == "1\n", "else the loop would take it for never started"
     assert not (checkout.parent / "arguments").exists(), "nothing was trained"
 
 
-@pytest.mark.parametrize(("code", "expected"), [("0", 0), ("2", 2)])
-def test_the_loop_ends_with_the_run(checkout: Path, code: str, expected: int) -> None:
+@pytest.mark.parametrize(("code", "expected"), [("0", 0), ("2", 2), ("0\n0", 0), ("1\n2\n1", 2)])
+def test_the_loop_ends_with_the_run_on_every_machine(checkout: Path, code: str, expected: int) -> None:
     done, asked = _run(checkout, "keep_running.sh", GCLOUD_STATE="READY", GCLOUD_EXIT=code)
     assert done.returncode == expected
     assert [line.split()[3] for line in asked] == ["describe", "ssh"]
+
+
+@pytest.mark.parametrize("first", ["0\nrunning", "running\n1", ""])
+def test_the_loop_waits_for_every_machine(checkout: Path, first: str) -> None:
+    """The one that leads may be any of them, and copies the last checkpoint when the others have ended."""
+    gcloud, looked = checkout.parent / "bin" / "gcloud", checkout.parent / "looked"
+    later = f'if [[ -f {looked} ]]; then echo 0; else touch {looked}; echo "{first}"; fi'
+    gcloud.write_text(GCLOUD.replace('echo "$GCLOUD_EXIT"', later))
+    done, asked = _run(checkout, "keep_running.sh", GCLOUD_STATE="READY", POLL_S="0")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[3] for line in asked] == ["describe", "ssh"] * 2
 
 
 def test_the_loop_starts_a_broken_run_again_and_gives_up_at_last(checkout: Path) -> None:
