@@ -24,7 +24,6 @@ import datetime
 import itertools
 import json
 import math
-import platform
 import signal
 import statistics
 import sys
@@ -40,8 +39,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is not
 
 from scripts.bench.contender import CONTENDERS, USUAL
 from scripts.bench.processes import BenchError, names_of, run_json, say
-from scripts.bench.report import markdown, picture, seconds_per_node
+from scripts.bench.report import markdown, middle_seconds, picture
 from scripts.bench.workloads import DTYPES, MODELS, WORKLOADS, Kind
+from scripts.measured_on import machine, revision
 from scripts.peers.packages import missing
 
 # How far numbers may differ between implementations, relative; log-probs of tokens, relative to their deviation.
@@ -96,7 +96,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": " ".join(["scripts/bench_round.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "machine": _machine(),
+        "revision": revision(),
+        "machine": machine(),
+        "versions": dict(_versions()),
         "model": options.model,
         "nodes": options.nodes,
         "seed": options.seed,
@@ -113,7 +115,7 @@ def ratios(runs: dict[str, Any], nodes: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for workload, by_dtype in runs.items():
         medians = {
-            (dtype, contender): statistics.median(seconds_per_node(contender, each, nodes))
+            (dtype, contender): middle_seconds(contender, each, nodes)
             for dtype, by_contender in by_dtype.items()
             for contender, each in by_contender.items()
         }
@@ -161,10 +163,6 @@ def _contend(options: argparse.Namespace, workload: str, dtype: str, contender: 
 def _floor(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
     arguments = [f"--dtype={dtype}", f"--device={options.device}", f"--model={options.model}"]
     return run_json("scripts.bench.floor", [*arguments, *(f"--workload={name}" for name in options.workloads)])
-
-
-def _machine() -> dict[str, str]:
-    return {"system": platform.platform(), "python": platform.python_version(), **dict(_versions())}
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -87,8 +87,9 @@ def chunked_token_logprobs(
         return score(hidden, targets)
     chunks = -(-rows // chunk)
     padding = chunks * chunk - rows
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(chunks, chunk, -1)  # [R / chunk, chunk, D]
-    targets = jnp.pad(targets, (0, padding)).reshape(chunks, chunk)  # [R / chunk, chunk]
+    # Every n-th row in one chunk: rows that a mesh has divided stay divided in each.
+    hidden = jnp.swapaxes(jnp.pad(hidden, ((0, padding), (0, 0))).reshape(chunk, chunks, -1), 0, 1)
+    targets = jnp.pad(targets, (0, padding)).reshape(chunk, chunks).T  # [R / chunk, chunk]
 
     def body(carry: None, pair: Pair) -> tuple[None, Pair]:
         return carry, score(*pair)
@@ -97,4 +98,4 @@ def chunked_token_logprobs(
     # `prevent_cse` adds would only cost time.
     recomputed: Callable[[None, Pair], tuple[None, Pair]] = jax.checkpoint(body, prevent_cse=False)
     _, (logprobs, entropies) = jax.lax.scan(recomputed, None, (hidden, targets))
-    return logprobs.reshape(-1)[:rows], entropies.reshape(-1)[:rows]  # [R]
+    return logprobs.T.reshape(-1)[:rows], entropies.T.reshape(-1)[:rows]  # [R]

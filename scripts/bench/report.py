@@ -27,15 +27,21 @@ def seconds_per_node(contender: str, runs: Sequence[dict[str, Any]], nodes: int)
     return [seconds / (nodes if contender == "ours" else 1) for run in runs for seconds in run["seconds"]]
 
 
+def middle_seconds(contender: str, runs: Sequence[dict[str, Any]], nodes: int) -> float:
+    """Returns the median of the processes' median times per node: every turn counts once, however many runs it had."""
+    return statistics.median(statistics.median(seconds_per_node(contender, [run], nodes)) for run in runs)
+
+
 def markdown(result: dict[str, Any]) -> str:
     """Returns the tables: every contender's time beside the floor, then the ratios."""
     floors = result["floors"]
     device = next(iter(floors.values()))["device"]
-    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         "# Benchmarks",
         "",
-        f"`python {result['command']}`, {result['date']}, {device}; {machine}; seed {result['seed']}.",
+        f"`python {result['command']}`, {result['date']}, revision {result['revision']}, seed {result['seed']}.",
+        f"On {device}: {result['machine']}; {versions}.",
         f"Dimensions of {result['model']}, random weights; ours with {result['nodes']} node(s) at a time, times are "
         "per node. What each workload is: `scripts/bench_round.py`.",
         "",
@@ -61,7 +67,8 @@ def markdown(result: dict[str, Any]) -> str:
             floor_s = floors[dtype]["workloads"][workload]["seconds"]
             for contender, runs in by_contender.items():
                 seconds = seconds_per_node(contender, runs, result["nodes"])
-                middle, peak = statistics.median(seconds), max(run["peak_bytes"] for run in runs)
+                middle = middle_seconds(contender, runs, result["nodes"])
+                peak = max(run["peak_bytes"] for run in runs)
                 before = statistics.median(run["before_first_s"] for run in runs)
                 lines.append(
                     f"| {name} | {dtype} | {contender} | {middle:.3f} | {min(seconds):.3f} | {max(seconds):.3f} "
@@ -95,8 +102,7 @@ def _spread(result: dict[str, Any], workload: str, dtype: str, other: str) -> st
     by_contender = result["runs"][workload][dtype]
     turns = list(zip(by_contender[other], by_contender["ours"], strict=False))
     found = [
-        statistics.median(seconds_per_node(other, [theirs], result["nodes"]))
-        / statistics.median(seconds_per_node("ours", [ours], result["nodes"]))
+        middle_seconds(other, [theirs], result["nodes"]) / middle_seconds("ours", [ours], result["nodes"])
         for theirs, ours in turns
     ]
     return f" ({min(found):.2f} to {max(found):.2f})" if len(found) > 1 else ""
@@ -137,7 +143,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
         axes.plot(xs, [min(rates["flops_per_s"], x * rates["bytes_per_s"]) for x in xs], color="black", linewidth=1)
         for workload, by_dtype in result["runs"].items():
             for contender, runs in by_dtype.get(dtype, {}).items():
-                middle = statistics.median(seconds_per_node(contender, runs, result["nodes"]))
+                middle = middle_seconds(contender, runs, result["nodes"])
                 rate = floor["workloads"][workload]["flops"] / middle
                 colour = f"C{list(result['runs']).index(workload)}"
                 axes.plot(needs[workload], rate, markers[contender], color=colour, label=f"{workload} {contender}")

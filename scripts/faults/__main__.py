@@ -18,7 +18,6 @@ import datetime
 import importlib
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.faults.figures import ROOT, Figure, Setting, read_figures, table, write_figures
+from scripts.measured_on import machine, revision
 
 TABLE, FIGURES, MEASURED_AS = "faults.md", "figures.json", "measured_as.json"
 PARTS: Mapping[str, str] = {
@@ -82,31 +82,6 @@ def measure_apart(part: str, out: Path, *, scale: float, seed: int) -> bool:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def machine() -> str:
-    """Returns processor, cores and memory in a line."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{name}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, Python {platform.python_version()}"
-
-
-def revision() -> str:
-    """Returns the commit that is measured, with a plus if files differ from it; unknown outside a clone."""
-    try:
-        output = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return output.stdout.strip()
 
 
 def is_exact(revision: str) -> bool:

@@ -6,8 +6,8 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck disable=SC2034  # for the scripts that read this one
 root="$(cd "$here/../.." && pwd)"
-names=(PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION SPOT BUCKET RUNS_DIR RUN CONFIG DISTRIBUTED OVERRIDES ENVIRONMENT
-  PYTHON SYNC_S POLL_S)
+names=(PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION SPOT BUCKET RUNS_DIR RUN CONFIG DISTRIBUTED OVERRIDES
+  ENVIRONMENT PYTHON SYNC_S POLL_S)
 
 # What the shell has set goes before the file.
 given="$(for name in "${names[@]}"; do [[ -z "${!name+x}" ]] || declare -p "$name"; done)"

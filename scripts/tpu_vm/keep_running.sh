@@ -17,8 +17,8 @@ while true; do
     READY)
       # Each machine says one word. run.exit: it ended there; neither that nor a process: it was never started there.
       # shellcheck disable=SC2016  # to be expanded there
-      found="$(on_all 'cat run.exit 2>/dev/null || { kill -0 $(cat run.pid) 2>/dev/null && echo running; } || echo none' \
-        2>/dev/null | sort -u | xargs)" || found=""
+      ask='cat run.exit 2>/dev/null || { kill -0 $(cat run.pid) 2>/dev/null && echo running; } || echo none'
+      found="$(on_all "$ask" 2>/dev/null | sort -u | xargs)" || found="" # also where one machine does not answer
       case " $found " in
         "  ") echo "$(date -Is) not every machine answers" ;;
         *" running "*) ;; # the others have ended or will

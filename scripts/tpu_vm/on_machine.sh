@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What start.sh runs on each machine: the run, beside it copies to the bucket, at the end its exit code in run.exit.
 trap 'echo "$?" >"$HOME/run.exit"' EXIT
+trap 'exit 143' TERM INT
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 workdir="$RUNS_DIR/$RUN"

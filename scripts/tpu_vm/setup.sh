@@ -13,7 +13,11 @@ gcloud compute tpus tpu-vm scp "$work/code.tar.gz" "$work/env" "$NAME:" "${place
 on_all "
   set -e
   rm -rf sapo_jax && mkdir sapo_jax && tar -C sapo_jax -xzf code.tar.gz && mv env sapo_jax/scripts/tpu_vm/env
-  command -v cc >/dev/null || { sudo apt-get update -q && sudo apt-get -o DPkg::Lock::Timeout=600 install -q -y build-essential; }
+  sudo loginctl enable-linger \"\$(id -un)\" # else what lies in /dev/shm goes with the last ssh session
+  command -v cc >/dev/null || {
+    sudo apt-get -o DPkg::Lock::Timeout=600 update -q
+    sudo apt-get -o DPkg::Lock::Timeout=600 install -q -y build-essential
+  }
   python3 -m pip install --quiet --user uv
   cd sapo_jax
   python3 -m uv venv --quiet --clear --python '$PYTHON' .venv

@@ -2,7 +2,7 @@
 # Starts the run on every machine; it goes on from the checkpoint in the bucket, if there is one.
 #
 # Look on with:  gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=0 --command='tail -f run.log'
-# (of a slice, the machine that leads has the log; which one that is, the logs of the others say).
+# Of a slice, look on the machine whose log does not say that it follows.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 on_all "

@@ -17,8 +17,9 @@ from sapo_jax.config import LearnerConfig
 from sapo_jax.learner.step import Batch, TrainState, advantages_of, init_state, update
 from sapo_jax.models import forward
 from sapo_jax.models.architecture import DecoderConfig
-from sapo_jax.models.decoder import Params
+from sapo_jax.models.decoder import Params, abstract_params
 from sapo_jax.models.node_axis import over_nodes
+from sapo_jax.models.sharding import batch_sharding, make_mesh, param_shardings
 from tests.models.random_models import CASES, random_params, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -33,6 +34,15 @@ SETTINGS = LearnerConfig(remat=False, logit_chunk_tokens=7)
 def float64() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(params=["cpu", "tpu"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both forms that computations have; a program that was made for one is not taken for the other."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
 
 
 def random_batch(seed: int = 0, rewards_dtype: str = "float64") -> Batch:
@@ -230,7 +240,7 @@ def test_two_inner_epochs_are_two_updates_with_the_first_log_probs_as_old_ones()
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("changes", [{}, {"inner_epochs": 2, "kl_coef": 0.2}])
+@pytest.mark.parametrize("changes", [{}, {"inner_epochs": 2}, {"inner_epochs": 2, "kl_coef": 0.2}])
 def test_micro_batches_change_nothing(changes: dict[str, Any]) -> None:
     params, batch = random_params(MODEL, 5, "float64"), random_batch(3)
     reference, rate = (random_params(MODEL, 6, "float64"), 0.01) if changes else (None, 1.0)
@@ -397,11 +407,8 @@ def test_a_donated_state_is_reused() -> None:
     assert_close(third.params, expected.params, 1e-5)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "tpu"])  # each has forms of its own
-def test_bfloat16_computes_the_same_update_roughly_and_keeps_float32_masters(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+@pytest.mark.usefixtures("backend")
+def test_bfloat16_computes_the_same_update_roughly_and_keeps_float32_masters() -> None:
     params, batch = random_params(MODEL, 16), random_batch(12, "float32")
     exact, _ = stepped(params, batch, dtype=jnp.float32)
     rounded, _ = stepped(params, batch, dtype=jnp.bfloat16)
@@ -413,3 +420,35 @@ def test_bfloat16_computes_the_same_update_roughly_and_keeps_float32_masters(
     cosine = changes[0] @ changes[1] / np.linalg.norm(changes[0]) / np.linalg.norm(changes[1])
     assert cosine > 0.99
     assert np.abs(changes[0] - changes[1]).max() > 0
+
+
+@pytest.mark.parametrize(("micro_groups", "chunk"), [(2, 1000), (4, 16)])
+def test_a_data_axis_divides_every_pass_and_every_chunk_of_logits(micro_groups: int, chunk: int) -> None:
+    """Not only the arrays: a pass or a chunk that lies on one device alone would be computed by both."""
+    model = small_config("llama", vocab_size=1024, width=64, mlp_width=256)
+    optimizer = optax.sgd(0.1)
+    settings = LearnerConfig(micro_batch_groups=micro_groups, logit_chunk_tokens=chunk)
+    one = partial(
+        update, model=model, settings=settings, optimizer=optimizer, temperature=1.0, max_new_tokens=16, reference=None
+    )
+    batch = Batch(
+        *(jax.ShapeDtypeStruct((1, 4, 16), dtype) for dtype in (jnp.int32, jnp.int32, jnp.bool_)),
+        *(jax.ShapeDtypeStruct((1, 4, 2, 16), dtype) for dtype in (jnp.int32, jnp.bool_)),
+        *(jax.ShapeDtypeStruct((1, 4, 2), dtype) for dtype in (jnp.float32, jnp.bool_, jnp.bool_)),
+        jax.ShapeDtypeStruct((1, 4), jnp.bool_),
+    )
+    operations = []
+    for devices in (1, 2):
+        mesh = make_mesh(data=devices)
+        placed = jax.tree.map(
+            lambda x, mesh=mesh: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch
+        )
+        params = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=s),
+            abstract_params(model),
+            param_shardings(model, mesh),
+        )
+        state = jax.eval_shape(over_nodes(partial(init_state, optimizer=optimizer)), params)._replace(params=params)
+        costs: Any = jax.jit(over_nodes(one)).lower(state, placed).compile().cost_analysis()
+        operations.append(costs["flops"])
+    assert operations[1] < 0.55 * operations[0]

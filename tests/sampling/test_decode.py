@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -49,6 +50,15 @@ def compiled(config: DecoderConfig, **settings: Any) -> Any:
     return jax.jit(partial(sample, config, **settings))
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both forms that computations have; a program that was made for one is not taken for the other."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
+
+
 def drawn(config: DecoderConfig, params: Params, prompts: Prompts, seeds: Any, temperature: float, **settings: Any):
     compute = compiled(config, **({"end_id": END} | settings))
     samples = compute(params, prompts, jnp.asarray(seeds, jnp.uint32), jnp.float32(temperature))
@@ -92,11 +102,9 @@ def test_log_probs_are_those_the_learner_computes_on_the_same_tokens(family: str
     assert np.abs(seen[1.0] - seen[0.7]).max() > 0.1 and ended
 
 
-@pytest.mark.parametrize(("nodes", "backend"), [(1, "cpu"), (2, "cpu"), (2, "tpu")])  # each has forms of its own
-def test_log_probs_in_bfloat16_are_the_learners_but_for_rounding(
-    nodes: int, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_log_probs_in_bfloat16_are_the_learners_but_for_rounding(nodes: int) -> None:
     config = small_config("qwen2")
     params, prompts = jax.tree.map(lambda leaf: leaf[:nodes], (stacked_params(config), ragged_prompts(config)))
     settings = {"group_size": 12, "max_new_tokens": 6, "dtype": jnp.bfloat16}

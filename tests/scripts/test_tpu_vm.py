@@ -128,11 +128,11 @@ def test_the_loop_ends_with_the_run_on_every_machine(checkout: Path, code: str, 
     assert [line.split()[3] for line in asked] == ["describe", "ssh"]
 
 
-@pytest.mark.parametrize("first", ["0\nrunning", "running\n1", ""])
-def test_the_loop_waits_for_every_machine(checkout: Path, first: str) -> None:
+@pytest.mark.parametrize(("first", "code"), [("0\nrunning", 0), ("running\n1", 0), ("", 0), ("0", 1)])
+def test_the_loop_waits_for_every_machine(checkout: Path, first: str, code: int) -> None:
     """The one that leads may be any of them, and copies the last checkpoint when the others have ended."""
     gcloud, looked = checkout.parent / "bin" / "gcloud", checkout.parent / "looked"
-    later = f'if [[ -f {looked} ]]; then echo 0; else touch {looked}; echo "{first}"; fi'
+    later = f'if [[ -f {looked} ]]; then echo 0; else touch {looked}; echo "{first}"; exit {code}; fi'
     gcloud.write_text(GCLOUD.replace('echo "$GCLOUD_EXIT"', later))
     done, asked = _run(checkout, "keep_running.sh", GCLOUD_STATE="READY", POLL_S="0")
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,8 @@ def test_ratios_are_of_medians_per_node():
     runs = {
         "W4": {
             "float32": {"ours": [run([4.0, 2.0, 3.0], {})], "reference": [run([30.0], {}), run([33.0], {})]},
-            "bfloat16": {"ours": [run([6.0], {})], "reference": [run([21.0], {})]},
+            # The second process had more runs, and counts as much as the first.
+            "bfloat16": {"ours": [run([5.0], {}), run([7.0, 7.0, 7.0], {})], "reference": [run([21.0], {})]},
         }
     }
     found = bench_round.ratios(runs, nodes=2)["W4"]

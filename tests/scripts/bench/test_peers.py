@@ -89,7 +89,9 @@ def test_the_table_says_in_what_a_library_differs():
     result = {
         "command": "",
         "date": "",
-        "machine": {},
+        "revision": "",
+        "machine": "",
+        "versions": {},
         "seed": 0,
         "model": "tiny",
         "nodes": 1,
