@@ -42,6 +42,8 @@ def describe(workdir: Path, done: int, rounds: int, pictures: Sequence[Path]) ->
                 lines.append(f"    {specialty:<34} {before[name]:>11.3f} {after[name]:>14.3f}")
         gain, error = after["eval/strict_pass_at_1_gain"], after["eval/strict_pass_at_1_gain_stderr"]
         lines.append(f"gain of strict pass@1: {gain:+.3f} +- {error:.3f} (bootstrap over questions, paired)")
+        if last < done:
+            lines.append(f"rounds after {last}: not evaluated yet")
     python = python_command()
     lines.append("curves:")
     lines += [f"  {path}" for path in pictures]

@@ -50,6 +50,12 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert "gain of" not in text  # one evaluation has nothing to be compared with
 
 
+def test_a_stopped_run_says_what_its_table_leaves_out(tmp_path: Path) -> None:
+    workdir = _workdir(tmp_path, _evaluation(0, None, 0.25), _evaluation(24, None, 0.5))
+    assert "rounds after 24: not evaluated yet" in describe(workdir, 36, 100, [])
+    assert "not evaluated" not in describe(workdir, 24, 100, [])
+
+
 def test_commands_name_the_interpreter_where_the_shell_would_find_another(monkeypatch, tmp_path):
     ours = tmp_path / ".venv" / "bin" / "python"
     monkeypatch.setattr(sys, "executable", str(ours))

@@ -110,6 +110,7 @@ def _write_shard(path: Path, tensors: Iterator[tuple[str, np.ndarray]], names: l
     if list(shard) != names:
         raise AssertionError("tensors and shard plan are not in the same order")
     save_file(shard, path, metadata={"format": "pt"})  # transformers insists on this key
+    path.chmod(0o644)  # it makes a file that is private to this user
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -216,7 +216,7 @@ def _from_library(entry: str, known: Mapping[str, Specialty]) -> Specialty:
     """Returns the specialty of a `DATASET` or `DATASET:{JSON settings}` that is in no catalog."""
     name, colon, text = entry.partition(":")
     if name not in DATASETS:
-        raise CatalogError(f"config.tasks.specialties: unknown {name!r}; {_suggest(name, [*known, *sorted(DATASETS)])}")
+        raise CatalogError(f"config.tasks.specialties: unknown {name!r}; {_suggest(name, sorted({*known, *DATASETS}))}")
     settings = {}
     if colon:
         try:

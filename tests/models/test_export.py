@@ -96,6 +96,8 @@ def test_shards_keep_to_their_size_and_the_index_names_every_tensor(tmp_path: Pa
     config, params = load_folder(tmp_path / "in")
     export(tmp_path / "out", config, params, load_tokenizer(tmp_path / "in"), description="", max_shard_bytes=40_000)
     index = json.loads((tmp_path / "out" / INDEX_FILE).read_text())
+    shards = (tmp_path / "out").glob("*.safetensors")
+    assert {path.stat().st_mode & 0o777 for path in shards} == {0o644}, "others may read them"
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
     assert set(index["weight_map"].values()) == set(files) and len(files) > 3
