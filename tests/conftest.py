@@ -51,6 +51,18 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Names the backend that the package believes in: some computations have one form for CPUs and one for the rest.
+
+    jax does not tell programs apart by that name, so a cache of them must.
+    """
+    import jax
+
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
+
+
 @pytest.fixture
 def fresh_seed() -> int:
     """Returns a seed from the clock; a test that fails shows it, and SAPO_TEST_SEED brings it back."""

@@ -132,11 +132,9 @@ def state_of(config: SapoConfig, nodes: int) -> tuple[DecoderConfig, TrainState]
     """Returns the model and the abstract train state of `nodes` nodes."""
     model = model_of(config)
     params = jax.tree.map(lambda leaf: shape(nodes, *leaf.shape, dtype=leaf.dtype), abstract_params(model))
-    return model, jax.eval_shape(over_nodes(partial(init_state, optimizer=optimizer_of(config))), params)
-
-
-def optimizer_of(config: SapoConfig):
-    return make_optimizer(config.learner, config.rounds)
+    return model, jax.eval_shape(
+        over_nodes(partial(init_state, optimizer=make_optimizer(config.learner, config.rounds))), params
+    )
 
 
 def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
@@ -302,7 +300,7 @@ def _check_update(config: SapoConfig, nodes: int, prompt_length: int) -> None:
         update,
         model=model,
         settings=config.learner,
-        optimizer=optimizer_of(config),
+        optimizer=make_optimizer(config.learner, config.rounds),
         temperature=config.sampling.temperature,
         max_new_tokens=config.sampling.max_new_tokens,
         dtype=jnp.bfloat16,

@@ -36,15 +36,6 @@ def float64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["cpu", "tpu"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Both forms that computations have; a program that was made for one is not taken for the other."""
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
-    compiled.cache_clear()
-    yield
-    compiled.cache_clear()
-
-
 def random_batch(seed: int = 0, rewards_dtype: str = "float64") -> Batch:
     """Ragged prompts and completions; group 1 is not informative, group 3 has a row less."""
     generator = np.random.default_rng(seed)
@@ -145,14 +136,14 @@ def stepped(
     advantages: Any = None,
 ) -> tuple[Params, dict[str, Any]]:
     """Returns the parameters after gradient descent with `rate`, and the metrics as (sum, count)."""
-    optimizer, compute = compiled(settings, model, temperature, rate, dtype)
+    optimizer, compute = compiled(settings, model, temperature, rate, dtype, jax.default_backend())
     state, metrics = compute(init_state(params, optimizer), batch, reference, advantages=advantages)
     return state.params, metrics
 
 
 @cache
 def compiled(
-    settings: LearnerConfig, model: DecoderConfig, temperature: float, rate: float, dtype: Any
+    settings: LearnerConfig, model: DecoderConfig, temperature: float, rate: float, dtype: Any, _backend: str
 ) -> tuple[optax.GradientTransformation, Any]:
     optimizer = optax.sgd(rate)
     compute = partial(

@@ -63,12 +63,9 @@ def lowered(function: Any, *arguments: Any) -> export.Exported:
 
 
 @pytest.mark.parametrize(("family", "dtype"), CASES)
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_the_sampler_lowers_for_every_platform(
-    family: str, dtype: str, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("backend")
+def test_the_sampler_lowers_for_every_platform(family: str, dtype: str) -> None:
     """Both decode steps: what is made for a CPU, and what is made for the others."""
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config, params = node_params(family)
     draw = partial(
         sample,

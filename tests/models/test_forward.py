@@ -69,13 +69,9 @@ def shared_logits(
     return bind(config, params).logits(hidden)
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("float64", "backend")
 @pytest.mark.parametrize(("family", "tie"), CASES)
-@pytest.mark.parametrize("backend", ["cpu", "tpu"])  # of which some computations have a form of their own
-def test_shared_prompt_equals_whole_sequences_in_values_and_gradients(
-    family: str, tie: bool, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_shared_prompt_equals_whole_sequences_in_values_and_gradients(family: str, tie: bool) -> None:
     config = small_config(family, tie_embeddings=tie)
     params = random_params(config, 1, "float64")
     prompts = ragged_prompts(config, PROMPT_LENGTHS, P)

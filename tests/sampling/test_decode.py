@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -46,21 +45,12 @@ def ragged_prompts(config: DecoderConfig, lengths: Any = LENGTHS) -> Prompts:
 
 
 @cache
-def compiled(config: DecoderConfig, **settings: Any) -> Any:
+def compiled(config: DecoderConfig, _backend: str, **settings: Any) -> Any:
     return jax.jit(partial(sample, config, **settings))
 
 
-@pytest.fixture(params=["cpu", "tpu"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Both forms that computations have; a program that was made for one is not taken for the other."""
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
-    compiled.cache_clear()
-    yield
-    compiled.cache_clear()
-
-
 def drawn(config: DecoderConfig, params: Params, prompts: Prompts, seeds: Any, temperature: float, **settings: Any):
-    compute = compiled(config, **({"end_id": END} | settings))
+    compute = compiled(config, jax.default_backend(), **({"end_id": END} | settings))
     samples = compute(params, prompts, jnp.asarray(seeds, jnp.uint32), jnp.float32(temperature))
     return jax.tree.map(np.asarray, samples)
 

@@ -17,7 +17,7 @@ from sapo_jax.swarm.store.retention import GroupState
 from sapo_jax.swarm.verifying import VerifyLimits
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.types import ScoredRollout
-from tests.swarm.network_hubs import FAST, Collected, Hubs, closed_trust, toy_task, toy_verify, wait_for
+from tests.swarm.network_hubs import FAST, PUSH_ONLY, Collected, Hubs, closed_trust, toy_task, toy_verify, wait_for
 
 
 @pytest.fixture
@@ -261,7 +261,8 @@ def test_rejected_groups_are_marked_counted_and_never_delivered(hubs, scored):
 def test_t3_a_peer_whose_every_group_is_false_is_banned_and_reaches_no_pool(hubs, scored):
     # Truth does not travel: a lie is a reference that our own catalog cannot rebuild.
     a = hubs.make("a", catalog_digests=["ab" * 32])
-    liar, honest = hubs.make("liar", peers=[a]), hubs.make("b", peers=[a])
+    # The liar only pushes: another call that is refused first makes it pause before the push that is to be refused.
+    liar, honest = hubs.make("liar", peers=[a], limits=PUSH_ONLY), hubs.make("b", peers=[a])
     inbox = Collected(a.connect("a"))
     liar.connect("liar").publish([of_dataset(scored((0, 1), "liar", index), "other") for index in range(20)])
     wait_for(lambda: a.host.scores.is_banned(liar.identity("liar").node_id), "the liar is banned")
