@@ -17,7 +17,7 @@ help:
 	@echo "make test    run the default tests; PYTEST_ARGS='-m slow' runs the long ones"
 	@echo "make faults  measure what the swarm withstands (about an hour); FAULTS_ARGS goes to python -m scripts.faults"
 	@echo "make lint    check style, format and types"
-	@echo "make bench   time our rounds and torch's (two hours); BENCH_ARGS goes to scripts/bench_round.py"
+	@echo "make bench   time our rounds and torch's (an hour and a half); BENCH_ARGS goes to scripts/bench_round.py"
 	@echo "make clean   remove the environment and all caches; runs/ stays"
 	@echo "variables    PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)"
 

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -22,12 +22,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-# Label, metric name and format of the numbers shown.
-_SHOWN = (
-    ("own reward", "reward/own_mean", "{:.3f}"),
-    ("train reward", "reward/train_mean", "{:.3f}"),
-    ("held-out pass@1", "eval/strict_pass_at_1", "{:.3f}"),
-)
+# Label and metric name of the numbers shown: those of a round, and with them what the last evaluation found. A round's
+# line has only the former, for an evaluation prints its own.
+_OF_ROUND = (("own reward", "reward/own_mean"), ("train reward", "reward/train_mean"))
+_SHOWN = (*_OF_ROUND, ("held-out pass@1", "eval/strict_pass_at_1"))
 _EVALUATED = (
     ("pass@1", "eval/strict_pass_at_1"),
     ("pass@8", "eval/strict_pass_at_8"),
@@ -86,7 +84,6 @@ class Progress:
         self._start_s = clock()
         self._last_line_s = -math.inf
         self._round_ends: deque[float] = deque(maxlen=_RATE_WINDOW + 1)
-        self._first_round_s: float | None = None
         self._shown: dict[str, float] = {}
         self._stages: list[Stage] = []
         self._lock = threading.Lock()
@@ -151,8 +148,6 @@ class Progress:
         """
         self._done = round
         self._round_ends.append(self._clock())
-        if self._first_round_s is None:
-            self._first_round_s = metrics.get("time/round_s")
         self._show(metrics)
         if self._live is None and (self._clock() - self._last_line_s >= self._line_every_s or round >= self._rounds):
             self.print(self._round_line())
@@ -171,23 +166,23 @@ class Progress:
     def time_left_s(self) -> float | None:
         """Returns the estimated seconds to the last round, or None before there is a rate.
 
-        The gaps between recent rounds are averaged, evaluations and saving included. The time of
-        the first round, which compiles, only counts as long as there is no gap.
+        The gaps between recent rounds are averaged, evaluations and saving included. The first round,
+        which compiles, says nothing about the others.
         """
         ends = list(self._round_ends)
         if len(ends) < 2:
-            return None if self._first_round_s is None else self._first_round_s * (self._rounds - self._done)
+            return None
         return (ends[-1] - ends[0]) / (len(ends) - 1) * (self._rounds - self._done)
 
     def _show(self, metrics: Mapping[str, float]) -> None:
-        known = {name: float(metrics[name]) for _, name, _ in _SHOWN if name in metrics}
+        known = {name: float(metrics[name]) for _, name in _SHOWN if name in metrics}
         if metrics.get("time/round_s", 0) > 0 and "tokens/generated" in metrics:
             known["tokens_per_s"] = metrics["tokens/generated"] / metrics["time/round_s"]
         self._shown = {**self._shown, **known}
 
-    def _numbers(self) -> list[tuple[str, str]]:
+    def _numbers(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         shown = self._shown
-        pairs = [(label, text.format(shown[name])) for label, name, text in _SHOWN if name in shown]
+        pairs = [(label, f"{shown[name]:.3f}") for label, name in names if name in shown]
         if "tokens_per_s" in shown:
             pairs.append(("tokens/s", f"{shown['tokens_per_s']:,.0f}"))
         pairs.append(("elapsed", _duration(self._clock() - self._start_s)))
@@ -198,7 +193,7 @@ class Progress:
 
     def _round_line(self) -> str:
         width = len(str(self._rounds))
-        numbers = "  ".join(f"{label} {value}" for label, value in self._numbers())
+        numbers = "  ".join(f"{label} {value}" for label, value in self._numbers(_OF_ROUND))
         return f"round {self._done:>{width}}/{self._rounds}  {numbers}"
 
     def _stage_path(self) -> str:
@@ -225,7 +220,7 @@ class Progress:
             Text(f"{self._done}/{self._rounds}"),
         )
         numbers = Table.grid(padding=(0, 3))
-        pairs = self._numbers()
+        pairs = self._numbers(_SHOWN)
         numbers.add_row(*(Text(label, style="dim") for label, _ in pairs))
         numbers.add_row(*(Text(value, style="bold") for _, value in pairs))
         with self._lock:

@@ -26,7 +26,7 @@ from sapo_jax.config import SapoConfig
 from sapo_jax.prompting import Prompter
 from sapo_jax.seeding import hash_seed
 from sapo_jax.tasks.held_out import held_out_tasks
-from sapo_jax.tasks.verifier import Verifier
+from sapo_jax.tasks.verifier import STRICT_SUCCESS_SCORE, Verifier
 from sapo_jax.trained import Trained, load_trained, load_untrained
 from sapo_jax.types import Completion, RejectionReason, Task
 
@@ -80,6 +80,7 @@ def _ask(console: Console, who: str, asked: Trained, tasks: wiring.TaskSide, pro
     if _QUESTION.value:
         _show(console, "your question", _QUESTION.value, ask(prompter.encode_question(_QUESTION.value)))
         return
+    console.print(Text(f"score: from {STRICT_SUCCESS_SCORE} on solved, between 0 and that partial credit", style="dim"))
     for specialty in tasks.specialties:
         for task in held_out_tasks(tasks.source, specialty, _COUNT.value, prompter.fits):
             _show_task(console, task, ask(prompter.encode(task)), tasks.verifier)

@@ -55,7 +55,8 @@ def describe(workdir: Path, done: int, rounds: int, pictures: Sequence[Path]) ->
         f"  {python} -m sapo_jax.export --workdir={workdir} --out=DIR    a folder that transformers loads",
     ]
     if done < rounds:
-        lines.append("  the same command again                     go on from here")
+        place = f"go on after round {done}, which is saved" if done else "go on from here"
+        lines.append(f"  the same command again                     {place}")
     else:
         lines.append("  the same command with a larger --config.rounds     train on")
     return "\n".join(lines)

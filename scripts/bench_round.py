@@ -1,6 +1,6 @@
 r"""Times sampling, update, scoring and a whole round: ours and torch's, in turn, in one run.
 
-    python scripts/bench_round.py                                     CPU, all workloads, two hours on two cores
+    python scripts/bench_round.py                                     CPU, all workloads, an hour and a half on two cores
     python scripts/bench_round.py --workloads=W4 --repeats=1 --json=bench.json
     python scripts/bench_round.py --device=gpu --nodes=8 --runs=10 --write=BENCHMARKS.md
 
@@ -181,7 +181,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workloads", type=names_of(WORKLOADS), default=list(WORKLOADS), help=",".join(WORKLOADS))
     parser.add_argument("--contenders", type=names_of(CONTENDERS), default=list(USUAL), help=",".join(CONTENDERS))
     parser.add_argument("--dtypes", type=names_of(DTYPES), default=list(DTYPES), help=",".join(DTYPES))
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each contender")
+    parser.add_argument("--repeats", type=int, default=2, help="processes of each contender")
     parser.add_argument("--runs", type=int, default=1, help="timed runs in each process, at least")
     parser.add_argument("--seconds", type=float, default=20.0, help="timed in each process, at least: as many runs")
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs")
