@@ -7,7 +7,7 @@ starts all of `HOSTS`, each in a process of its own, joined over the loopback ne
     python -m sapo_jax.main --config=configs/swarm_example.py:llama_tiny --workdir=runs/llama_tiny
 
 Hosts: `smollm2`, one node of SmolLM2-135M-Instruct (49,152 learned tokens); `llama_tiny` and
-`qwen_small`, one node each of 0.1M and 0.9M parameters from random weights, which read and write bytes.
+`qwen_small`, one node each of 0.1M and 0.8M parameters from random weights, which read and write bytes.
 
 Hardware: two CPU cores and 8 GiB of memory. Duration: about six minutes; the small hosts play many
 rounds while the large one plays few, since nobody waits for anybody.

@@ -1,4 +1,4 @@
-"""A real swarm in seconds: two nodes of a tiny model from random weights, no download.
+"""A real swarm in a minute or two: two nodes of a tiny model from random weights, no download.
 
     python -m sapo_jax.main --config=configs/tiny.py:4_4 --workdir=runs/tiny
 

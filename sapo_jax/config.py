@@ -141,7 +141,7 @@ class SamplingConfig:
         _require(self.max_new_tokens >= 1, "sampling.max_new_tokens", self.max_new_tokens, "must be at least 1")
         buckets = self.prompt_buckets
         _require(len(buckets) >= 1, "sampling.prompt_buckets", buckets, "must hold at least one length")
-        # Each is a compilation of sampler and update, and the texts of others decide which are met.
+        # Each is a compilation of the sampler and up to three of the update; the texts of others decide which are met.
         _require(len(buckets) <= MAX_BUCKETS, "sampling.prompt_buckets", buckets, f"must hold at most {MAX_BUCKETS}")
         _require(
             buckets[0] >= 1 and all(a < b for a, b in zip(buckets, buckets[1:], strict=False)),
@@ -193,7 +193,7 @@ class LearnerConfig:
     learning_rate: float = 1e-5
     schedule: str = "constant"  # constant, linear or cosine decay to zero over `rounds`
     warmup_rounds: int = 0
-    optimizer: str = "adam"  # adam, adamw
+    optimizer: str = "adam"  # adam, adamw: Adam that permits weight_decay
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8

@@ -81,8 +81,8 @@ def evaluate(
 ) -> Evaluation:
     """Returns every node's results on `tasks`.
 
-    The sampling seeds depend on node and question alone: all rounds, runs and arms with the same
-    `questions_per_call` draw the same random numbers, which makes differences between them tighter.
+    The sampling seeds depend on the node and the places of questions and samples alone: all rounds, runs and arms with
+    the same `questions_per_call` draw the same random numbers, which makes differences between them tighter.
 
     Args:
         questions_per_call: Q of a sampler call; the last call repeats questions to fill it.

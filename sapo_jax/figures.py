@@ -165,7 +165,7 @@ def _cost(history: History) -> Figure | None:
 
 def _specialties(history: History) -> Figure | None:
     rows = []
-    for name, specialty in specialty_metrics(history).items():
+    for name, specialty in specialty_of_metric(history).items():
         curve = history.curve(name)
         if curve is not None:
             rows.append((specialty, curve.values[0], curve.values[-1], curve.rounds[0], curve.rounds[-1]))
@@ -318,7 +318,7 @@ def _dress(axes: Axes, title: str) -> None:
         axes.spines[side].set_color("#888888")
 
 
-def specialty_metrics(history: History) -> dict[str, str]:
+def specialty_of_metric(history: History) -> dict[str, str]:
     """Returns the metrics `eval/<specialty>/strict_pass_at_1` and their specialties."""
     parts = {name: name.split("/") for name in history.curves}
     return {

@@ -62,7 +62,6 @@ class Progress:
     def __init__(
         self,
         rounds: int,
-        first_round: int = 0,
         *,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -71,12 +70,11 @@ class Progress:
     ) -> None:
         """Args:
         rounds: rounds of the whole run.
-        first_round: rounds already done when a run continues.
         console: where to draw; standard output if None.
         clock: seconds, rising.
         """
         self._rounds = rounds
-        self._done = first_round
+        self._done = 0
         self._console = console or Console()
         self._clock = clock
         self._line_every_s = line_every_s
@@ -121,7 +119,7 @@ class Progress:
         Args:
             name: what is being done, such as "loading weights".
             total: steps, if they are counted with `Stage.advance`.
-            announce: print a plain line at the start. Off for the short beats of every round.
+            announce: print a plain line at the start. Off for what every round repeats.
         """
         stage = Stage(name=name, total=total, start_s=self._clock())
         with self._lock:

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sapo_jax.config import SapoConfig
-from sapo_jax.figures import FIGURES, PASS_AT_1, History, build_history, specialty_metrics
+from sapo_jax.figures import FIGURES, PASS_AT_1, History, build_history, specialty_of_metric
 from sapo_jax.metrics import FROM, stream_metrics
 from sapo_jax.workdir import (
     METRICS_FILE,
@@ -157,7 +157,7 @@ def _held_out_table(history: History) -> str:
 
 
 def _specialties_table(history: History) -> str:
-    rows = [_first_last_row(history, name, specialty) for name, specialty in specialty_metrics(history).items()]
+    rows = [_first_last_row(history, name, specialty) for name, specialty in specialty_of_metric(history).items()]
     return _table(("", "first", "last", "best", "change"), [row for row in rows if row])
 
 

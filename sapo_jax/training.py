@@ -79,9 +79,9 @@ class Training:
     def run(self, *, least_round_s: float = 0.0) -> int:
         """Plays until `config.rounds` rounds are done or a stop is requested; returns the rounds done.
 
-        The state is saved at the end in both cases. A stop lets a round finish and discards an
-        evaluation, which the resumed run repeats. The report is brought up to date by every
-        evaluation, so that a run that fails later leaves one.
+        The state is saved at the end in both cases, unless a stop came before the first round. A stop
+        lets a round finish and discards an evaluation, which the resumed run repeats. The report is
+        brought up to date by every evaluation, so that a run that fails later leaves one.
 
         Args:
             least_round_s: from the start of a round to that of the next, at least; the process sleeps meanwhile.
@@ -99,7 +99,8 @@ class Training:
                 self._save(done)  # a killed run need not repeat the cold start
             while done < self._config.rounds and not self._stop:
                 began_s = time.monotonic()
-                metrics = play_round(self._nodes, self._host, done + 1)
+                with self._progress.stage("training", announce=False):
+                    metrics = play_round(self._nodes, self._host, done + 1)
                 done += 1
                 self._log_round(done, metrics, tracker)
                 self._evaluate_if_due(done, tracker)
@@ -113,7 +114,7 @@ class Training:
         return done
 
     def close(self) -> None:
-        """Closes the checkpoint store and ends the scorer processes."""
+        """Leaves the swarm, closes the checkpoint store and ends the scorer processes."""
         self._opened.close()
 
     def __enter__(self) -> Training:

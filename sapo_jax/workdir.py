@@ -67,9 +67,8 @@ class RunRecord:
 class Workdir:
     """An open, locked workdir. Made by `open_workdir`; close it to release the lock."""
 
-    def __init__(self, path: Path, record: RunRecord, *, is_new: bool, lock: IO[str], rounds_added: int = 0) -> None:
+    def __init__(self, path: Path, record: RunRecord, *, lock: IO[str], rounds_added: int = 0) -> None:
         self.path = path
-        self.is_new = is_new  # no run was here before
         self.rounds_added = rounds_added  # by which `config.rounds` grew when the workdir was opened
         self._record = record
         self._lock = lock
@@ -161,7 +160,7 @@ def open_workdir(path: str | Path, config: SapoConfig) -> Workdir:
                 if added:
                     record = replace(record, config=config)
                     _write_record(directory, record)
-                return Workdir(directory, record, is_new=False, lock=lock, rounds_added=added)
+                return Workdir(directory, record, lock=lock, rounds_added=added)
             # The run failed before it did anything, so there is nothing that a corrected one could mix with.
         elif leftovers:
             raise WorkdirError(
@@ -170,7 +169,7 @@ def open_workdir(path: str | Path, config: SapoConfig) -> Workdir:
             )
         record = RunRecord(config=config, resolved={}, environment=_environment())
         _write_record(directory, record)
-        return Workdir(directory, record, is_new=True, lock=lock)
+        return Workdir(directory, record, lock=lock)
     except BaseException:
         lock.close()
         raise

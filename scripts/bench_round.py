@@ -1,6 +1,6 @@
 r"""Times sampling, update, scoring and a whole round: ours and torch's, in turn, in one run.
 
-    python scripts/bench_round.py                                     CPU, all workloads, an hour and a half on two cores
+    python scripts/bench_round.py                             CPU, all workloads; an hour and a half on two cores
     python scripts/bench_round.py --workloads=W4 --repeats=1 --json=bench.json
     python scripts/bench_round.py --device=gpu --nodes=8 --runs=10 --write=BENCHMARKS.md
 

@@ -5,7 +5,7 @@ r"""Times whole rounds of a config, and their parts: sampling, work on the host,
     python scripts/time_config.py --config=configs/smollm2_135m.py:4_4 --device=gpu \
         --config.nodes=8 --config.sampling.prompt_buckets='(512,)' --config.sampling.max_new_tokens=32
 
-Rounds are played as in training: drawn, sampled, published, pulled, scored, selected, encoded,
+Rounds are played as in training: drawn, sampled, scored, published, pulled, selected, encoded,
 updated. Three things differ, so that all rounds do the same work: prompts have one length (the
 smallest bucket that holds most prompts of every specialty; longer ones are passed over), half of
 each group counts as right whatever it says (an update skips groups without advantage), and nothing

@@ -207,14 +207,6 @@ def test_a_specialty_whose_prompts_mostly_exceed_the_limit(tmp_path: Path) -> No
     _fails(outcome, 2, "specialty 'leap_year': 40 of 40 questions", "config.sampling.prompt_buckets")
 
 
-def test_a_workdir_of_another_config(finished: Path) -> None:
-    before = (finished / "config.json").read_bytes()
-    outcome = _main(finished, "--config.seed=1", "--config.rounds=3")
-    _fails(outcome, 2, f"workdir {finished}", "config.seed: 0 there, 1 here")
-    assert (finished / "config.json").read_bytes() == before
-    assert {path.name for path in (finished / CHECKPOINTS).iterdir()} == {"0", "2"}  # 0: after the cold start
-
-
 def test_a_workdir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     _fails(_main(tmp_path / "file"), 2, f"workdir {tmp_path / 'file'}: cannot be used")
@@ -353,9 +345,10 @@ def test_sample_asks_any_dataset_and_an_untrained_model() -> None:
     assert outcome.out.startswith("init:llama, temperature 1\n") and "Greatest Common Divisor" in outcome.out
 
 
-def test_control_characters_of_a_policy_do_not_reach_the_terminal(finished: Path) -> None:
+def test_control_characters_of_a_policy_do_not_reach_the_terminal() -> None:
     outcome = call("sample", "--source=init:qwen2", "--specialty=gcd", "--samples=8", "--count=1")
     assert outcome.code == 0
+    assert "\\x" in outcome.out  # it wrote some, and they are spelled out
     assert all(char == "\n" or char.isprintable() for char in outcome.out)
 
 

@@ -35,6 +35,7 @@ from sapo_jax.models.sources import load
 from sapo_jax.sampling.decode import Prompts, sample
 from sapo_jax.swarm_flags import SwarmFlags
 from sapo_jax.tasks.stream import require_usable
+from scripts.bench.workloads import QWEN25_05B, SMOLLM2_135M
 from tests.fakes import build_tasks
 
 # ml_collections 1.1 loads config files through a deprecated call of importlib.
@@ -47,38 +48,6 @@ STUDIES = tuple(name for name in FILES if name not in SWARMS)
 CONFIGS = (*STUDIES, *(f"{name}:{host}" for name, hosts in SWARMS.items() for host in hosts))
 VARIANTS = ("", "8_0", "6_2", "4_4", "2_6")
 
-SMOLLM2_135M = DecoderConfig(
-    family="llama",
-    vocab_size=49152,
-    width=576,
-    mlp_width=1536,
-    layers=30,
-    heads=9,
-    kv_heads=3,
-    head_size=64,
-    rope_base=1e5,
-    norm_epsilon=1e-5,
-    tie_embeddings=True,
-    qkv_bias=False,
-    qk_norm=False,
-    max_positions=8192,
-)
-QWEN25_05B = DecoderConfig(
-    family="qwen2",
-    vocab_size=151936,
-    width=896,
-    mlp_width=4864,
-    layers=24,
-    heads=14,
-    kv_heads=2,
-    head_size=64,
-    rope_base=1e6,
-    norm_epsilon=1e-6,
-    tie_embeddings=True,
-    qkv_bias=True,
-    qk_norm=False,
-    max_positions=32768,
-)
 QWEN3_06B = DecoderConfig(
     family="qwen3",
     vocab_size=151936,

@@ -82,7 +82,7 @@ def test_t8_a_storm_of_lengths_compiles_no_more_than_the_buckets(monkeypatch: py
         (batch,) = cut_completions([batch], completions)
         shapes.add(tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)))
         (metrics,) = host.update([batch])
-        assert all(np.isfinite(value) for name, value in metrics.items() if name == "learner/grad_norm")
+        assert metrics["learner/skipped_updates_frac"] == 0
     assert len(BUCKETS) < len(shapes) <= len(BUCKETS) * len(completions)
     assert host.traces["update"] == len(shapes) and len(BUCKETS) <= MAX_BUCKETS == 8
 

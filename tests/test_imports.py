@@ -210,7 +210,9 @@ def test_imports_point_downward():
 def test_the_rooms_of_the_swarm_import_downward():
     for depth, room in enumerate(SWARM_ROOMS):
         may = {f"sapo_jax.swarm.{other}" for other in SWARM_ROOMS[: depth + 1]}
-        for path in sorted((ROOT / "swarm" / room).rglob("*.py")):
+        paths = sorted((ROOT / "swarm" / room).rglob("*.py"))
+        assert paths, room
+        for path in paths:
             for name in _imports(path.read_text()):
                 if name.startswith("sapo_jax.swarm."):
                     assert ".".join(name.split(".")[:3]) in may, f"{path.relative_to(ROOT)} may not import {name}"

@@ -165,13 +165,6 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path, name, arguments, code, 
     assert message in result.err and result.err.startswith("error: ") and result.err.count("\n") == 1
 
 
-def test_an_address_in_use_is_one_line(relays, tmp_path):
-    first = relays(tmp_path / "first")
-    result = call("relay", f"--workdir={tmp_path / 'second'}", f"--listen={first.address}")
-    assert result.code == 1
-    assert result.err == f"error: cannot listen on {first.address}: address already in use\n"
-
-
 def test_one_workdir_is_for_one_process(relays, tmp_path):
     first = relays(tmp_path / "relay")
     result = call("relay", f"--workdir={first.workdir}", "--listen=127.0.0.1:0")

@@ -12,7 +12,7 @@ import pytest
 
 from sapo_jax import node as node_module
 from sapo_jax import wiring
-from sapo_jax.config import SapoConfig
+from sapo_jax.config import SapoConfig, SharingConfig
 from sapo_jax.host import SampledRow
 from sapo_jax.learner.step import Batch
 from sapo_jax.node import Node, play_round
@@ -147,12 +147,14 @@ def test_the_devices_wait_while_nothing_is_pending(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_was_drawn_ahead_is_neither_saved_nor_counted_before_its_round() -> None:
-    (node, *_), _ = _swarm(small_config())
-    (other, *_), _ = _swarm(small_config())
+    config = small_config(sharing=SharingConfig(local=20, external=0))  # questions enough for some that are held out
+    (node, *_), _ = _swarm(config)
+    (other, *_), _ = _swarm(config)
     node.draw()
     other.draw()
     before = node.to_json()
     node.draw_ahead()
+    assert node._ahead is not None and node._ahead.skipped  # else there is nothing to count too early
     assert node.to_json() == before == other.to_json()
     assert node.round_metrics([], []) == other.round_metrics([], [])
     assert node.draw() == other.draw() and node.draw() == other.draw()

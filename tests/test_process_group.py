@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 import socket
 import threading
@@ -67,12 +66,23 @@ def test_any_other_flag_is_a_usage_error_that_shows_it(text: str) -> None:
         parse_request(text)
 
 
-def test_the_leader_tells_of_every_call_that_computes() -> None:
+class _Told(Exception):
+    """What followers would be told, in place of the call."""
+
+
+def test_the_leader_tells_of_every_call_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     public = {name for name in vars(Host) if not name.startswith("_")}
     own = {name for name in vars(LeadingHost) if not name.startswith("_")}
     assert set(MIRRORED) <= public and public - own == NOT_ON_DEVICES
+
+    def tell(self: LeadingHost, kind: str, content: object) -> None:
+        raise _Told(kind, content)
+
+    monkeypatch.setattr(LeadingHost, "_telling", tell)
     for name in MIRRORED:
-        assert inspect.signature(getattr(LeadingHost, name)) == inspect.signature(getattr(Host, name))
+        with pytest.raises(_Told) as told:
+            getattr(object.__new__(LeadingHost), name)(1, key=2)
+        assert told.value.args == ("call", (name, (1,), {"key": 2}))
 
 
 def test_another_configuration_or_code_is_named() -> None:

@@ -16,10 +16,10 @@ class _Clock:
         return self.now
 
 
-def _plain(rounds: int, first_round: int = 0, **options: float) -> tuple[Progress, _Clock, io.StringIO]:
+def _plain(rounds: int, **options: float) -> tuple[Progress, _Clock, io.StringIO]:
     clock, out = _Clock(), io.StringIO()
     console = Console(file=out, force_terminal=False, width=400)
-    return Progress(rounds, first_round, console=console, clock=clock, **options), clock, out
+    return Progress(rounds, console=console, clock=clock, **options), clock, out
 
 
 def _metrics(round: int) -> dict[str, float]:
@@ -111,7 +111,8 @@ def test_an_exception_leaves_no_stage_behind() -> None:
 
 
 def test_time_left_leaves_the_compiling_round_out() -> None:
-    progress, clock, _ = _plain(20, first_round=10)
+    progress, clock, _ = _plain(20)
+    progress.resume_at(10)
     assert progress.time_left_s() is None
     clock.now += 500  # loading, and the first evaluation
     progress.round_done(11, {})

@@ -127,21 +127,21 @@ def test_nothing_logged_yet_still_gives_a_page_and_removes_older_pictures(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "metrics",
+    ("metrics", "pictures"),
     [
-        {"reward/own_mean": 0.1},
-        {"eval/strict_pass_at_1": 0.1},
-        {"eval/gcd/strict_pass_at_1": 0.0},
-        {"policy/entropy": math.nan},
-        {"tokens/trained": 5.0, "something/else": 1.0},
+        ({"reward/own_mean": 0.1}, ["rewards.png"]),
+        ({"eval/strict_pass_at_1": 0.1}, ["evaluation.png"]),
+        ({"eval/gcd/strict_pass_at_1": 0.0}, ["specialties.png"]),
+        ({"policy/entropy": math.nan}, []),
+        ({"tokens/trained": 5.0, "something/else": 1.0}, ["cost.png"]),
     ],
 )
-def test_missing_metrics_are_left_out(tmp_path: Path, metrics: dict[str, float]) -> None:
+def test_missing_metrics_are_left_out(tmp_path: Path, metrics: dict[str, float], pictures: list[str]) -> None:
     for nodes in ((None,), (0,), (0, 1, None), tuple(range(12))):
         directory = tmp_path / str(len(nodes)) / str(nodes[0])
         records = [Record(round=round, node=node, metrics=metrics) for round in (1, 2) for node in nodes]
         paths = write_report(_run(directory, records))
-        assert paths[-1].name == "index.html"
+        assert [path.name for path in paths] == [*pictures, "index.html"]
 
 
 def test_a_loss_and_no_change_are_called_so(tmp_path: Path) -> None:

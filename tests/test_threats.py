@@ -41,5 +41,7 @@ def test_the_table_lists_every_threat_and_names_files_that_test_it() -> None:
     assert [int(number) for number, _ in rows] == list(THREATS)
     tests = named()
     for number, files in rows:
-        for file in re.findall(r"`([^`]+)`", files):
+        listed = re.findall(r"`([^`]+)`", files)
+        assert listed, f"T{number} names no file"
+        for file in listed:
             assert any(name.startswith(f"{file}::") for name in tests[int(number)]), f"T{number}: {file}"

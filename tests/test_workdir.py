@@ -24,7 +24,7 @@ def _start(path: Path, config: SapoConfig = _CONFIG) -> None:
 
 def test_a_new_workdir_records_config_and_environment(tmp_path: Path) -> None:
     with open_workdir(tmp_path / "runs" / "a", _CONFIG) as work:
-        assert work.is_new and work.config == _CONFIG and dict(work.resolved) == {}
+        assert work.config == _CONFIG and dict(work.resolved) == {}
         assert work.environment_changes() == ()
     raw = json.loads((tmp_path / "runs" / "a" / "config.json").read_text())
     assert raw["config"]["tasks"]["specialties"] == ["gcd", "lcm"]
@@ -40,7 +40,7 @@ def test_the_same_config_continues(tmp_path: Path) -> None:
     _start(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     with open_workdir(tmp_path, _CONFIG) as work:
-        assert not work.is_new and work.config == _CONFIG
+        assert work.config == _CONFIG
     assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_did_nothing_yet_may_be_corrected(tmp_path: Path) -> None:
         work.checkpoints_path.mkdir()
     other = dataclasses.replace(_CONFIG, nodes=4)
     with open_workdir(tmp_path, other) as work:
-        assert work.is_new and dict(work.resolved) == {}
+        assert dict(work.resolved) == {}
     assert read_record(tmp_path).config == other
 
 

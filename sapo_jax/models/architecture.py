@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+# What the attention of a family has besides the common parts.
+FAMILIES = {
+    "llama": {"qkv_bias": False, "qk_norm": False},
+    "qwen2": {"qkv_bias": True, "qk_norm": False},
+    "qwen3": {"qkv_bias": False, "qk_norm": True},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from sapo_jax.models.layers import INIT_STDDEV, Block, Projection, RMSNorm, wide
 
 Params = dict[str, Any]  # nested dict of float32 arrays; `blocks` leaves lead with the layer axis
 
-LayerBody = Callable[[Block, Any, Any], tuple[Any, Any]]
+LayerBody = Callable[[Block, Any], tuple[Any, Any]]
 BlockForm = Callable[[DecoderConfig, nnx.Rngs], Block]
 
 
@@ -48,18 +48,17 @@ class Decoder(nnx.Module):
         # Not rounded to the compute dtype: in bfloat16 close logits would tie.
         return wide_matmul(normed, kernel, transposed=tied)
 
-    def scan_blocks(self, body: LayerBody, carry: Any, layer_inputs: Any, *, remat: bool = False) -> tuple[Any, Any]:
-        """Runs `body(block, carry, layer_input) -> (carry, output)` through the layers by one scan.
+    def scan_blocks(self, body: LayerBody, carry: Any, *, remat: bool = False) -> tuple[Any, Any]:
+        """Runs `body(block, carry) -> (carry, output)` through the layers by one scan.
 
         With `remat`, a layer's activations are recomputed in the backward pass instead of kept.
         """
         graph, stacked = nnx.split(self.blocks)
 
-        def step(carry: Any, layer: tuple[Any, Any]) -> tuple[Any, Any]:
-            state, layer_input = layer
-            return body(nnx.merge(graph, state), carry, layer_input)
+        def step(carry: Any, state: Any) -> tuple[Any, Any]:
+            return body(nnx.merge(graph, state), carry)
 
-        return jax.lax.scan(jax.checkpoint(step) if remat else step, carry, (stacked, layer_inputs))
+        return jax.lax.scan(jax.checkpoint(step) if remat else step, carry, stacked)
 
 
 def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs, form: BlockForm) -> Block:

@@ -180,10 +180,10 @@ def shared_prompt_hidden(
         completion = attention.shared_prompt(own_q, context_keys, context_mask, KeyValues(own_k, own_v), seen)
         return jnp.concatenate([prompt, completion.reshape(q_count, g * c, *prompt.shape[2:])], axis=1), None
 
-    def body(block: Block, hidden: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def body(block: Block, hidden: jax.Array) -> tuple[jax.Array, None]:
         return block(hidden, angles, attend)
 
-    hidden, _ = model.scan_blocks(body, model.embed_tokens(tokens, dtype), None, remat=remat)
+    hidden, _ = model.scan_blocks(body, model.embed_tokens(tokens, dtype), remat=remat)
     return hidden[:, s:].reshape(q_count, g, c, -1)
 
 
@@ -200,11 +200,11 @@ def _causal_blocks(
     model = bind(config, params)
     angles = rope_angles(positions, config.head_size, config.rope_base)
 
-    def body(block: Block, hidden: jax.Array, _: None) -> tuple[jax.Array, KeyValues | None]:
+    def body(block: Block, hidden: jax.Array) -> tuple[jax.Array, KeyValues | None]:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValues | None]:
             keys = KeyValues(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
             return attention.causal(q, keys, mask), keys if collect else None
 
         return block(hidden, angles, attend)
 
-    return model.scan_blocks(body, model.embed_tokens(tokens, dtype), None)
+    return model.scan_blocks(body, model.embed_tokens(tokens, dtype))

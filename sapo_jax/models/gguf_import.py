@@ -106,8 +106,7 @@ def gguf_config(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
             rope_base=_shortest(value("rope.freq_base", float, 10_000.0)),
             norm_epsilon=_shortest(value("attention.layer_norm_rms_epsilon", float)),
             tie_embeddings="output.weight" not in shapes,
-            qkv_bias=family == "qwen2",
-            qk_norm=family == "qwen3",
+            **FAMILIES[family],
             max_positions=value("context_length", int),
         )
     except ModelFilesError:

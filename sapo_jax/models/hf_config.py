@@ -82,8 +82,7 @@ def decoder_config(raw: Mapping[str, Any], origin: str) -> DecoderConfig:
             rope_base=_rope_base(raw, origin),
             norm_epsilon=_positive(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", origin),
             tie_embeddings=_flag(raw, "tie_word_embeddings", origin),
-            qkv_bias=family == "qwen2",
-            qk_norm=family == "qwen3",
+            **FAMILIES[family],
             max_positions=integer("max_position_embeddings", _MAX_POSITIONS[family]),
         )
     except ModelFilesError:

@@ -41,7 +41,7 @@ def make_mesh(*, node: int = 1, data: int = 1, fsdp: int = 1, tensor: int = 1) -
     return Mesh(np.array(devices[:needed]).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def param_shardings(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str] = RULES) -> dict[str, Any]:
+def param_shardings(config: DecoderConfig, mesh: Mesh) -> dict[str, Any]:
     """Returns the sharding of every parameter with its leading node axis, [M, ...].
 
     A dimension that its mesh axis does not divide (three key heads over two devices) stays whole.
@@ -50,7 +50,7 @@ def param_shardings(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str] 
     def sharding(shape: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
         parts: list[str | None] = ["node"]
         for size, axis in zip(shape.shape, axes, strict=True):
-            target = rules.get(axis)
+            target = RULES.get(axis)
             free = target is not None and target not in parts and size % mesh.shape[target] == 0
             parts.append(target if free else None)
         return NamedSharding(mesh, PartitionSpec(*parts))

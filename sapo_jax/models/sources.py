@@ -119,8 +119,7 @@ def _initial(family: str, init: InitModelConfig) -> LoadedModel:
         rope_base=init.rope_base,
         norm_epsilon=1e-6,
         tie_embeddings=init.tie_embeddings,
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        **FAMILIES[family],
         max_positions=_INIT_MAX_POSITIONS,
     )
     return LoadedModel(config=config, params=None, tokenizer=tokenizer, origin=f"init:{family}")

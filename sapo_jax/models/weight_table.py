@@ -33,6 +33,7 @@ class Weight:
         gguf: name in GGUF files.
         split: shape of the file's tensor once its head axis is split in (heads, H).
         order: transposition that turns the split tensor into ours.
+        file_shape: shape of the file's tensor.
         rotary_heads: heads whose rows GGUF stores interleaved for the Llama family; 0: none.
     """
 

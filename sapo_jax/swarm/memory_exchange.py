@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sapo_jax.swarm.codec_json import CodecError, fields_from_json, scored_from_json, scored_to_json, typed
-from sapo_jax.swarm.exchange import ExchangeClosedError, RebuildTask, without_local_fields
+from sapo_jax.swarm.exchange import Exchange, RebuildTask, without_local_fields
 from sapo_jax.types import ScoredRollout
 
 
@@ -42,24 +42,25 @@ class MemoryHub:
         """Rollouts dropped so far from each node's full mailbox, by the id of the node that missed them."""
         return dict(self._dropped)
 
-    def connect(self, node_id: str) -> MemoryExchange:
+    def connect(self, node_id: str) -> Exchange:
         """Returns the exchange of `node_id`; raises ValueError if the hub has no such node."""
         if node_id not in self._mailboxes:
             raise ValueError(f"node id {node_id!r} is not one of {list(self._mailboxes)}")
-        return MemoryExchange(self, node_id)
+        return Exchange(self, node_id)
 
     def counts(self) -> Mapping[str, int]:
         """Returns the rollouts dropped so far from full mailboxes, as `groups/missed`."""
         return {"groups/missed": sum(self._dropped.values())}
 
-    def deliver(self, sender_id: str, scored: Sequence[ScoredRollout]) -> None:
-        """Puts `scored` into every mailbox but the sender's, in order."""
-        for node_id, mailbox in self._mailboxes.items():
-            if node_id == sender_id:
+    def publish(self, node_id: str, scored: Sequence[ScoredRollout]) -> None:
+        """Puts `scored`, as text only, into every mailbox but the node's own, in order."""
+        texts = [without_local_fields(item) for item in scored]
+        for other_id, mailbox in self._mailboxes.items():
+            if other_id == node_id:
                 continue
-            for item in scored:
+            for item in texts:
                 if len(mailbox) == mailbox.maxlen:
-                    self._dropped[node_id] += 1
+                    self._dropped[other_id] += 1
                 mailbox.append(item)
 
     def take(self, node_id: str) -> list[ScoredRollout]:
@@ -102,32 +103,3 @@ class MemoryHub:
 
     def close(self) -> None:
         """Does nothing: the hub holds memory only."""
-
-
-class MemoryExchange:
-    """One node's `Exchange` through a `MemoryHub`; made by `MemoryHub.connect`."""
-
-    def __init__(self, hub: MemoryHub, node_id: str) -> None:
-        self._hub: MemoryHub | None = hub
-        self._node_id = node_id
-
-    def publish(self, scored: Sequence[ScoredRollout]) -> None:
-        """Delivers `scored`, as text only, to every other node of the hub; see `Exchange.publish`."""
-        hub = self._open_hub()
-        for item in scored:
-            if item.rollout.node_id != self._node_id:
-                raise ValueError(f"node {self._node_id!r} cannot publish a rollout of node {item.rollout.node_id!r}")
-        hub.deliver(self._node_id, [without_local_fields(item) for item in scored])
-
-    def pull(self) -> list[ScoredRollout]:
-        """Returns and forgets what this node's mailbox holds; see `Exchange.pull`."""
-        return self._open_hub().take(self._node_id)
-
-    def close(self) -> None:
-        """Detaches from the hub; the mailbox stays and keeps its bound."""
-        self._hub = None
-
-    def _open_hub(self) -> MemoryHub:
-        if self._hub is None:
-            raise ExchangeClosedError(f"the exchange of node {self._node_id!r} is closed")
-        return self._hub

@@ -19,7 +19,7 @@ import numpy as np
 
 import sapo_jax
 from sapo_jax.swarm.calls.trust import Trust
-from sapo_jax.swarm.exchange import ExchangeClosedError, RebuildTask, without_local_fields
+from sapo_jax.swarm.exchange import Exchange, RebuildTask, without_local_fields
 from sapo_jax.swarm.inbox import Inbox
 from sapo_jax.swarm.mesh.admin_server import AdminServer
 from sapo_jax.swarm.mesh.host_status import HostStatus, NodeFigures, status_of
@@ -170,11 +170,11 @@ class NetworkHub:
         assert self._verifying is not None
         self._verifying.start()
 
-    def connect(self, node_id: str) -> NetworkExchange:
+    def connect(self, node_id: str) -> Exchange:
         """Returns the exchange of `node_id`; raises ValueError if the hub has no such node."""
         if node_id not in self._identities:
             raise ValueError(f"node id {node_id!r} is not one of {list(self._identities)}")
-        return NetworkExchange(self, node_id)
+        return Exchange(self, node_id)
 
     def identity(self, node_id: str) -> Identity:
         """Returns the identity of a node."""
@@ -257,7 +257,10 @@ class NetworkHub:
     # For the exchanges.
 
     def publish(self, node_id: str, scored: Sequence[ScoredRollout]) -> None:
-        """Delivers a node's rollouts to its siblings and puts them into the outbox."""
+        """Delivers a node's rollouts, as text only, to its siblings and puts them into the outbox.
+
+        A disk that is full, or a text larger than others accept, is counted and never an error.
+        """
         self._inbox.deliver(node_id, [without_local_fields(item) for item in scored])
         identity = self._identities[node_id]
         repeats: Counter[OutboxKey] = Counter()
@@ -294,35 +297,3 @@ class NetworkHub:
     def _nudge_verify(self) -> None:
         if self._verifying is not None:
             self._verifying.nudge()
-
-
-class NetworkExchange:
-    """One node's `Exchange` through a `NetworkHub`; made by `NetworkHub.connect`."""
-
-    def __init__(self, hub: NetworkHub, node_id: str) -> None:
-        self._hub: NetworkHub | None = hub
-        self._node_id = node_id
-
-    def publish(self, scored: Sequence[ScoredRollout]) -> None:
-        """Offers `scored`, as text only, to siblings and to the swarm; see `Exchange.publish`.
-
-        A disk that is full, or a text larger than others accept, is counted and never an error.
-        """
-        hub = self._open_hub()
-        for item in scored:
-            if item.rollout.node_id != self._node_id:
-                raise ValueError(f"node {self._node_id!r} cannot publish a rollout of node {item.rollout.node_id!r}")
-        hub.publish(self._node_id, scored)
-
-    def pull(self) -> list[ScoredRollout]:
-        """Returns and forgets what this node's mailbox holds; see `Exchange.pull`."""
-        return self._open_hub().take(self._node_id)
-
-    def close(self) -> None:
-        """Detaches from the hub; the mailbox stays and keeps its bound."""
-        self._hub = None
-
-    def _open_hub(self) -> NetworkHub:
-        if self._hub is None:
-            raise ExchangeClosedError(f"the exchange of node {self._node_id!r} is closed")
-        return self._hub

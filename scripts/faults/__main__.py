@@ -2,7 +2,7 @@ r"""Measures what the swarm withstands: hostile input, dead peers, kills, partit
 
     make faults
     python -m scripts.faults --parts=kill,churn --seed=3
-    python -m scripts.faults --scale=0.05 --out=/tmp/try
+    python -m scripts.faults --scale=0.05 --out=runs/try
 
 Runs the parts one after the other, each in a process of its own, and writes a table of the figures
 against their targets to `--out` after every part. A part that was already measured there at the same

@@ -59,7 +59,6 @@ def measure_light(setting: Setting) -> list[Figure]:
             hung += _kill_some(hosts, stores, generator(setting.seed, "kill", cycle))
             if (cycle + 1) % 10 == 0:
                 setting.say(f"{cycle + 1} of {cycles} cycles, {sum(host.kills for host in hosts)} kills")
-        kills = sum(host.kills for host in hosts)
         settled = _settle(hosts)
         for host, store in zip(hosts, stores, strict=True):
             store.read(host.directory, first.swarm_id)
@@ -69,7 +68,7 @@ def measure_light(setting: Setting) -> list[Figure]:
     return [
         Figure(
             name="kills of publisher and receiver",
-            value=kills,
+            value=sum(host.kills for host in hosts),
             at_least=cycles,
             detail="light hosts: all of a host but its model, with a pool and a draw as in training",
         ),

@@ -154,13 +154,17 @@ def test_loss_and_gradient_equal_the_float64_reference(seed, jitted, kl_coef):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_branch_of_the_clip_occurs_in_the_random_batches(seed):
+def test_gradient_equals_the_reference_where_every_branch_of_the_clip_occurs(seed):
     batch = random_batch(seed, rows=40)
     ratio = np.exp(softmax_scores(batch["logits"], batch["tokens"])[0] - batch["old"])
     positive = np.broadcast_to(batch["advantages"][:, None] > 0, ratio.shape)
     for sign in (positive, ~positive):
         for region in (ratio > 1 + HIGH, ratio < 1 - LOW, (ratio <= 1 + HIGH) & (ratio >= 1 - LOW)):
             assert (batch["mask"] & sign & region).sum() >= 3
+    denominator = float(batch["mask"].sum())
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda logits: loss_of_logits(logits, batch, denominator)[0])(jnp.asarray(batch["logits"]))
+    np.testing.assert_allclose(gradient, reference_gradient(batch, denominator, 0.0), rtol=1e-10, atol=1e-13)
 
 
 def torch_loss(logits, tokens, rewards, mask, old, group_size):

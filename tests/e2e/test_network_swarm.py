@@ -21,7 +21,7 @@ OVERRIDES = (
     "--config.nodes=1",
     "--config.rounds=1000000",  # until stopped
     "--config.checkpoint.every_rounds=20",
-    "--config.sharing.max_age_rounds=200",
+    "--config.sharing.max_age_rounds=10",  # twenty rounds after a process was killed, nothing of it is left
     "--config.sharing.max_uses=2",
     "--config.learner.learning_rate=0.0001",
 )
@@ -79,9 +79,10 @@ def test_two_processes_share_and_one_may_be_killed(tmp_path: Path, processes: li
     _wait(lambda: _last_round(second) > 20, "round after the first checkpoint")
     os.kill(processes[1].pid, signal.SIGKILL)
     processes[1].wait()
-    alone = _last_round(first)
+    alone, back = _last_round(first), _last_round(second)
     _wait(lambda: _last_round(first) > alone + 20, "round of the process that is left")
     processes.append(start("main", *joining))
+    _wait(lambda: _last_round(second) > back, "round of the process that came back")
     reached = _last_round(first)
     _wait(lambda: _external(first, reached) > 0, "external group after the restart")
     for process in (processes[0], processes[2]):

@@ -55,8 +55,11 @@ def _group(*arguments: object) -> Iterator[Group]:
 
 
 def _wait_for(group: Group, is_time: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
     while not is_time():
-        assert all(process.poll() is None for process in group), [process.communicate() for process in group]
+        ends = [process.poll() for process in group]
+        assert ends == [None] * len(group), ends
+        assert time.monotonic() < deadline_s, f"not within {TIMEOUT_S} s"
         time.sleep(0.005)
 
 
@@ -125,4 +128,5 @@ def test_one_process_goes_on_where_a_group_ended(tmp_path: Path) -> None:
         for process in group:
             _, err = process.communicate(timeout=TIMEOUT_S)
             assert process.returncode == 0, err
+    assert not (tmp_path / CHECKPOINTS / str(ROUNDS)).exists(), "nobody stopped: the run went on to its end"
     assert "resumed after round" in train(arguments)

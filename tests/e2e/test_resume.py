@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sapo_jax.trained import load_trained
 from sapo_jax.workdir import CHECKPOINTS, CONFIG_FILE, METRICS_FILE
 from tests.e2e.runs import OVERRIDES, ROUNDS, SAVED_EVERY, call, start, tiny, train
 
+TIMEOUT_S = 120  # of one process
 STOP_AFTER = 12  # rounds seen when the process is stopped: after a checkpoint, before the next one
 
 
@@ -51,12 +53,14 @@ def _assert_same_end(workdir: Path, whole: Path) -> None:
 def _interrupt(workdir: Path, number: signal.Signals, is_time: Callable[[], bool]) -> tuple[int, str, str]:
     """Starts the run, sends it a signal once `is_time`, and returns exit code and output."""
     process = start("main", *tiny(workdir, *OVERRIDES))
+    deadline_s = time.monotonic() + TIMEOUT_S
     try:
         while not is_time():
+            assert time.monotonic() < deadline_s, f"not within {TIMEOUT_S} s"
             with pytest.raises(subprocess.TimeoutExpired):  # else it ended by itself
                 process.wait(timeout=0.005)
         os.kill(process.pid, number)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
     return process.returncode, out, err

@@ -274,9 +274,18 @@ def test_qwen3_must_state_its_head_size(tmp_path: Path) -> None:
         load_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "llama", "model_type": "qwen2"}', "\xff"])
-def test_damaged_json_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[]", "must hold a JSON object, holds a list"),
+        ('{"model_type": "llama", "model_type": "qwen2"}', r"repeats the keys \['model_type'\]"),
+        ("\xff", "not valid JSON"),
+    ],
+)
+def test_damaged_json_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ModelFilesError, match="config.json"):
+    with pytest.raises(ModelFilesError, match=f"config.json: {message}"):
         load_folder(tmp_path)

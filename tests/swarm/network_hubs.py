@@ -13,6 +13,7 @@ import numpy as np
 
 from sapo_jax.swarm.calls.certificate import HostCertificate
 from sapo_jax.swarm.calls.trust import Trust, TrustMode
+from sapo_jax.swarm.exchange import Exchange
 from sapo_jax.swarm.mesh.fetch import FetchLimits
 from sapo_jax.swarm.mesh.mesh import MeshTimes
 from sapo_jax.swarm.mesh.network_host import GivenPeer, HostLimits
@@ -163,7 +164,7 @@ class Collected:
         wait_for(lambda: set(indices) <= set(self.indices()), f"rollouts {list(indices)}", timeout_s)
 
 
-class SettledExchange:
+class SettledExchange(Exchange):
     """An exchange of one hub among several, as the contract of `Exchange` sees it.
 
     The network takes its time; here a publication returns once every other host has it, and foreign
@@ -171,13 +172,13 @@ class SettledExchange:
     """
 
     def __init__(self, name: str, hub: NetworkHub, others: Mapping[str, NetworkHub], names: Mapping[str, str]) -> None:
-        self._exchange = hub.connect(name)
+        super().__init__(hub, name)
         self._others = others
         self._names = names
 
     def publish(self, scored: Sequence[ScoredRollout]) -> None:
         before = {name: hub.counts()["groups/verified_external"] for name, hub in self._others.items()}
-        self._exchange.publish(scored)
+        super().publish(scored)
         for name, hub in self._others.items():
             wait_for(
                 lambda hub=hub, name=name: hub.counts()["groups/verified_external"] >= before[name] + len(scored),
@@ -189,8 +190,5 @@ class SettledExchange:
             dataclasses.replace(
                 item, rollout=dataclasses.replace(item.rollout, node_id=self._names[item.rollout.node_id])
             )
-            for item in self._exchange.pull()
+            for item in super().pull()
         ]
-
-    def close(self) -> None:
-        self._exchange.close()

@@ -54,7 +54,7 @@ def test_same_as_the_library_on_ten_times_as_much_fresh_tag_soup(fresh_seed: int
     compare_on_tag_soup(200_000, fresh_seed)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=20).map("".join))
 def test_same_as_the_library_on_generated_text(text: str):
     assert extract_answer(text) == library_extract(text)

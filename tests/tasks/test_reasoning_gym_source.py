@@ -69,14 +69,16 @@ def test_an_item_that_the_library_cannot_build_is_one_clear_error(monkeypatch: p
 
 
 def test_building_tasks_neither_reads_nor_changes_the_decimal_context(paper_source: ReasoningGymSource):
-    """decimal_arithmetic sets a precision of five digits and leaves it so for whatever comes next."""
+    """decimal_arithmetic sets a precision of five digits, and neither that nor how to round may come from outside."""
     specialty = next(s for s in paper_source.specialties if s.name == "decimal_arithmetic")
+    built = []
     with decimal.localcontext() as context:
-        for precision in (3, 28):
-            context.prec = precision
+        for precision, rounding in ((3, decimal.ROUND_DOWN), (28, decimal.ROUND_HALF_EVEN)):
+            context.prec, context.rounding = precision, rounding
             fresh = ReasoningGymSource((specialty,))
-            fresh.task(fresh.ref(specialty, 9, precision))
-            assert context.prec == precision
+            built.append([fresh.task(fresh.ref(specialty, 9, index)) for index in range(20)])
+            assert (context.prec, context.rounding) == (precision, rounding)
+    assert built[0] == built[1]
 
 
 def test_sources_refuse_ambiguous_and_unsafe_specialties():

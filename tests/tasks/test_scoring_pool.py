@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import select
 import signal
@@ -21,7 +20,7 @@ from sapo_jax.tasks.catalog import resolve
 from sapo_jax.tasks.held_out import held_out_tasks
 from sapo_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from sapo_jax.tasks.scoring_pool import ScoringPool
-from sapo_jax.tasks.specialty import CatalogError, Specialty
+from sapo_jax.tasks.specialty import CatalogError
 from sapo_jax.tasks.stream import TaskStream
 from sapo_jax.tasks.verifier import InProcessVerifier, score_completion
 from sapo_jax.tasks.worker_supply import ScorerStartError, ScoringPoolClosedError
@@ -63,14 +62,18 @@ def turns(count: int) -> str:
 
 
 def turn_s() -> float:
-    """Returns the CPU time of one move on this machine."""
-    start_s = time.process_time()
-    score_completion(CUBE, turns(2000))
-    return (time.process_time() - start_s) / 2000
+    """Returns the CPU time of one move on this machine: the least of some tries, the first of which is cold."""
+
+    def once_s() -> float:
+        start_s = time.process_time()
+        score_completion(CUBE, turns(2000))
+        return (time.process_time() - start_s) / 2000
+
+    return min(once_s() for _ in range(5))
 
 
 COMPLETION_BUDGET_S = 1500 * turn_s()
-GROUP_BUDGET_S = 10 * COMPLETION_BUDGET_S
+GROUP_BUDGET_S = 6 * COMPLETION_BUDGET_S
 BOMB = turns(8000)  # more than five times a completion's budget, within the limit on an answer's length
 SLOW = turns(400)  # well within it; 64 of them are beyond that of a group
 
@@ -136,7 +139,7 @@ def test_a_batch_larger_than_any_buffer_comes_back_in_order(pool: ScoringPool):
 
 
 def test_t5_a_slow_completion_costs_its_rollout_and_nothing_else(pool: ScoringPool):
-    kills, busy_s = pool.kills, pool.busy_s("external")
+    kills = pool.kills
     batch = honest(6)
     batch[2] = rollout(CUBE.ref, tagged("R"), BOMB, tagged("R"))
     found = pool.verify(batch, lane="external")
@@ -144,7 +147,12 @@ def test_t5_a_slow_completion_costs_its_rollout_and_nothing_else(pool: ScoringPo
     assert isinstance(found[2], Rejection) and "completion_budget_s" in found[2].detail
     assert [v.scores[0] for v in found if isinstance(v, ScoredRollout)] == [1.0] * 5
     assert pool.kills == kills + 1
-    assert COMPLETION_BUDGET_S <= pool.busy_s("external") - busy_s
+
+
+def test_the_time_of_scorers_that_were_not_lost_is_counted(pool: ScoringPool):
+    kills, busy_s = pool.kills, pool.busy_s("external")
+    pool.verify([rollout(CUBE.ref, *[SLOW] * 8)], lane="external")  # twice the budget of one completion
+    assert pool.kills == kills and pool.busy_s("external") - busy_s >= COMPLETION_BUDGET_S
 
 
 def test_a_slow_text_takes_no_other_text_of_its_question_with_it(pool: ScoringPool):
@@ -207,7 +215,7 @@ def test_t4_a_scorer_that_runs_answers_as_code_breaks_its_process_only(monkeypat
         "run os._exit(3)": RejectionReason.WORKER_DIED,
     }
     with ScoringPool(
-        SPECIALTIES, lanes=("own", "external"), spares=2, completion_budget_s=60, group_budget_s=60
+        SPECIALTIES, lanes=("own", "external"), spares=2, completion_budget_s=600, group_budget_s=600
     ) as pool:
         pool.warm_up()
         # Nothing but the end of the pool would stop this one, and nothing of it reaches the other lane.
@@ -233,7 +241,7 @@ def test_t4_a_scorer_that_runs_answers_as_code_breaks_its_process_only(monkeypat
 
 
 ORPHANS = """
-import os, sys, threading
+import sys, threading
 from sapo_jax.tasks import worker_process
 from sapo_jax.tasks.catalog import resolve
 from sapo_jax.tasks.scoring_pool import ScoringPool
@@ -242,22 +250,30 @@ pool = ScoringPool(resolve("easy", ("chain_sum",)), spares=0, completion_budget_
 pool.warm_up()
 print(*(worker._process.pid for worker in pool._supply._workers), flush=True)
 ref = pool._source.ref(pool._source.specialties[0], 0, int(sys.argv[2]))
-pool.score([(ref, [sys.argv[3]])])
+if sys.argv[3]:
+    pool.score([(ref, [sys.argv[3]])])
+threading.Event().wait()
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs process descriptors")
-def test_a_killed_parent_leaves_no_process(tmp_path: Path):
-    """Neither one that waits for work nor one that is in the middle of an endless answer."""
-    command = [sys.executable, "-c", ORPHANS, HOLE, "0", SPIN]
+@pytest.mark.parametrize("answer", ["", SPIN], ids=["waiting for work", "in an endless answer"])
+def test_a_killed_parent_leaves_no_process(answer: str):
+    command = [sys.executable, "-c", ORPHANS, HOLE, "0", answer]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as parent:
         assert parent.stdout is not None
         (pid,) = (int(word) for word in parent.stdout.readline().split())
         descriptor = os.pidfd_open(pid)
         try:
+            cpu_time = ~pid << 3 | 2  # clock_getcpuclockid(3) of the process
+            began_s, deadline_s = time.clock_gettime(cpu_time), time.monotonic() + 60
+            while answer and time.clock_gettime(cpu_time) < began_s + 0.5:  # only the endless answer takes so long
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
             parent.send_signal(signal.SIGKILL)
             assert select.select([descriptor], [], [], 20.0)[0], f"process {pid} is still there"
         finally:
+            parent.kill()
             os.close(descriptor)
 
 
@@ -439,7 +455,12 @@ def test_an_interrupted_call_leaves_no_answers_behind(monkeypatch: pytest.Monkey
 
 
 def test_specialties_reach_the_worker_with_their_settings():
-    (specialty,) = resolve("easy", ('gcd:{"min_value": 2, "max_value": 9}',))
-    assert json.loads(json.dumps(specialty.config)) == specialty.config
-    renamed = Specialty(name="small gcd", dataset="gcd", config=specialty.config)
-    assert renamed.digest == specialty.digest
+    """A setting that got lost would change the digest, and the worker would not know the task."""
+    (gcd,) = resolve("easy", ('gcd:{"min_value": 2, "max_value": 9}',))
+    small = dataclasses.replace(gcd, name="small gcd")
+    source = ReasoningGymSource((small,))
+    (task,) = TaskStream(source=source, specialties=(small,), run_seed=5, node_id="a").take(0, 1).tasks
+    with ScoringPool((small,), spares=0) as pool:
+        (found,) = pool.verify([rollout(task.ref, tagged(task.ground_truth))])
+    assert isinstance(found, ScoredRollout) and found.scores == (1.0,)
+    assert (found.task.question, found.task.specialty) == (task.question, "small gcd")

@@ -16,7 +16,7 @@ import numpy as np
 from sapo_jax.swarm.calls.certificate import TLS_NAME, pem_of
 from sapo_jax.swarm.calls.grpc_client import USUAL_RETRY, GrpcPeerClient, RetryPolicy
 from sapo_jax.swarm.calls.trust import Trust
-from sapo_jax.swarm.wire.addresses import split_address
+from sapo_jax.swarm.wire.addresses import join_address, split_address
 from sapo_jax.swarm.wire.limits import DEFAULT_WIRE_LIMITS, CallLimits, WireLimits
 
 MAX_CHANNELS = 64
@@ -124,8 +124,7 @@ class ClientPool:
                 await entry.channel.close()
 
     def _open(self, address: str, certificate: bytes | None) -> grpc.aio.Channel:
-        host, port = split_address(address)
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        target = join_address(*split_address(address))
         options = _options(self._limits)
         if self._trust.certificate is None or certificate is None:
             return grpc.aio.insecure_channel(target, options=options)

@@ -28,7 +28,7 @@ from sapo_jax.swarm.calls.server_metrics import ServerMetrics
 from sapo_jax.swarm.calls.service import ExchangeService, Phase
 from sapo_jax.swarm.calls.slots import CallSlots
 from sapo_jax.swarm.calls.trust import Trust
-from sapo_jax.swarm.wire.addresses import split_address
+from sapo_jax.swarm.wire.addresses import join_address, split_address
 from sapo_jax.swarm.wire.errors import WireReason
 from sapo_jax.swarm.wire.generated import rollout_exchange_pb2 as pb
 from sapo_jax.swarm.wire.group_calls_codec import (
@@ -137,7 +137,7 @@ class GrpcServer:
             handlers=(_Handlers(self.rpcs(), self._pipeline, self._health, with_reflection=self._with_reflection),),
             options=_options(self._limits, self._service.wire_limits),
         )
-        target = f"[{self._host}]:{self._wanted_port}" if ":" in self._host else f"{self._host}:{self._wanted_port}"
+        target = join_address(self._host, self._wanted_port)
         try:
             if self._trust.certificate is None:
                 self._port = server.add_insecure_port(target)
@@ -292,4 +292,4 @@ def _check_free(host: str, port: int) -> None:
             probe.bind(where)
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error.strerror
-        raise ServerAddressError(f"cannot listen on {host}:{port}: {reason}") from error
+        raise ServerAddressError(f"cannot listen on {join_address(host, port)}: {reason}") from error

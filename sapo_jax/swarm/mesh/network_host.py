@@ -40,7 +40,7 @@ from sapo_jax.swarm.mesh.scores import Scores
 from sapo_jax.swarm.store.clock import Clock, system_clock
 from sapo_jax.swarm.store.group_store import GroupStore
 from sapo_jax.swarm.store.retention import StoreLimits
-from sapo_jax.swarm.wire.addresses import split_address
+from sapo_jax.swarm.wire.addresses import join_address, split_address
 from sapo_jax.swarm.wire.group_codec import open_group
 from sapo_jax.swarm.wire.identity import Identity
 from sapo_jax.swarm.wire.limits import DEFAULT_WIRE_LIMITS, WireLimits
@@ -248,7 +248,7 @@ class NetworkHost:
         host, _ = split_address(self._listen)
         if host in ("0.0.0.0", "::"):
             host = socket.gethostname()
-        return (f"[{host}]:{self._server.port}" if ":" in host else f"{host}:{self._server.port}",)
+        return (join_address(host, self._server.port),)
 
     @property
     def phase(self) -> Phase:

@@ -126,13 +126,15 @@ def test_calls_over_connections_end_as_expected_and_others_are_noticed(tmp_path)
     assert server.process.returncode == 0
 
 
-def test_a_server_that_is_gone_in_the_end_is_noticed(tmp_path):
-    (tmp_path / "server").mkdir()
-    with fuzz_server.served(tmp_path / "server", banned="") as server:
-        server.process.kill()
-        server.process.wait()
-        assert not server.is_alive()
-    assert server.process.returncode != 0
+def test_a_server_that_is_gone_in_the_end_is_noticed(tmp_path, monkeypatch):
+    async def kill(caller: Caller, *_: object) -> None:
+        caller.server.process.kill()
+        caller.server.process.wait()
+
+    monkeypatch.setattr(fuzz, "_attack", kill)
+    found = fuzz.Found(counts=Counter(), reasons=Counter(), kept=[], exits=[])
+    asyncio.run(fuzz.over_connections(setting_of(tmp_path), found))
+    assert found.exits == ["the server with code -9"]
 
 
 @pytest.mark.slow

@@ -70,7 +70,13 @@ def test_a_process_that_has_ended_is_noticed(hoarder):
         look("it", hoarder.pid, 0.0)
 
 
-def _series(rss_mib=lambda minute: 500.0, descriptors=lambda minute: 30, children=lambda minute: 3):
+def _series(
+    rss_mib=lambda minute: 500.0,
+    descriptors=lambda minute: 30,
+    threads=lambda minute: 38,
+    children=lambda minute: 3,
+    children_rss_mib=lambda minute: 300.0,
+):
     rng = np.random.default_rng(0)
     return [
         Sample(
@@ -78,9 +84,9 @@ def _series(rss_mib=lambda minute: 500.0, descriptors=lambda minute: 30, childre
             process="host",
             rss_mib=rss_mib(at_s / 60) + 80 * (rng.random() < 0.5),  # what comes and goes
             descriptors=descriptors(at_s / 60) + 2 * (at_s % 60 < 40),
-            threads=38 + int(rng.integers(-1, 2)),
+            threads=threads(at_s / 60) + int(rng.integers(-1, 2)),
             children=children(at_s / 60),
-            children_rss_mib=300.0,
+            children_rss_mib=children_rss_mib(at_s / 60),
         )
         for at_s in np.arange(0.0, LENGTH_S + 1, 5.0)
     ]
@@ -111,7 +117,12 @@ def test_what_grows_in_the_first_half_only_is_no_leak():
     [
         ({"rss_mib": lambda minute: 500 + 2 * minute}, "host: growth of resident memory"),
         ({"descriptors": lambda minute: 30 + int(minute / 4)}, "host: rise of open descriptors"),
+        ({"threads": lambda minute: 38 + int(minute / 4)}, "host: rise of threads"),
         ({"children": lambda minute: 3 + (minute > 18)}, "host: rise of child processes"),
+        (
+            {"children_rss_mib": lambda minute: 300 + 2 * minute},
+            "host: growth of resident memory of its child processes",
+        ),
     ],
 )
 def test_a_leak_misses_its_target(leak, named):

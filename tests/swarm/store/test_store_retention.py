@@ -337,7 +337,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
 
 TestStoreAgainstModel = StoreAgainstModel.TestCase
-TestStoreAgainstModel.settings = settings(max_examples=15, stateful_step_count=30, deadline=None, derandomize=True)
+TestStoreAgainstModel.settings = settings(max_examples=15, stateful_step_count=30, derandomize=True)
 
 
 def test_eviction_reasons_add_up(time):
