@@ -111,7 +111,7 @@ def test_a_stop_reports_what_was_measured(monkeypatch, capsys, stop_at):
 def test_ratios_of_several_turns_show_their_spread(monkeypatch, capsys):
     seconds = iter([2.0, 6.0, 3.0, 6.0, 2.0, 8.0])
     monkeypatch.setattr(bench_round, "_contend", lambda *_: run([next(seconds)], {}))
-    arguments = ["--model=tiny", "--workloads=W1", "--dtypes=float32", "--contenders=ours,reference"]
+    arguments = ["--model=tiny", "--workloads=W1", "--dtypes=float32", "--contenders=ours,reference", "--repeats=3"]
     monkeypatch.setattr(sys, "argv", ["bench_round.py", *arguments])
     bench_round.main()
     assert "| W1 | reference | 3.00 (2.00 to 4.00) |" in capsys.readouterr().out
