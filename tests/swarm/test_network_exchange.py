@@ -90,13 +90,13 @@ def test_publish_and_pull_are_instant_with_all_peers_dead_or_silent(hubs, scored
         ]
         hub = hubs.make("a", peers=peers, trust=trust)
         exchange = hub.connect("a")
-        slowest_s = 0.0
+        took_s: list[float] = []
         for index in range(50):
-            begin_s = time.thread_time()
+            begin_s = time.monotonic()
             exchange.publish([scored((0, 1), "a", index, round=index)])
             assert exchange.pull() == []
-            slowest_s = max(slowest_s, time.thread_time() - begin_s)
-        assert slowest_s < 0.2  # CPU time, so that a busy machine does not matter
+            took_s.append(time.monotonic() - begin_s)
+        assert sorted(took_s)[25] < 0.2  # the median: a busy machine holds up a few
         wait_for(lambda: "1 tried" in headline(hub.status()) or "2 tried" in headline(hub.status()), "a failed dial")
         assert headline(hub.status()).startswith("alone: no peer reachable")
 
@@ -144,13 +144,14 @@ def test_a_replayed_round_offers_the_same_group_again(hubs, scored, tmp_path):
     keys = {"a": Identity.generate()}
     b = hubs.make("b")
     inbox = Collected(b.connect("b"))
+    to_b = b.identity("b").node_id
     for attempt in range(3):  # killed after publishing, before the checkpoint
         a = hubs.make(peers=[b], identities=keys, directory=tmp_path, seed=attempt)
         a.connect("a").publish([scored((0, 1), "a", 7, round=4), scored((0, 1), "a", 7, round=4)])
-        inbox.wait([7])
+        wait_for(lambda a=a: not a.host.store.outbox_pending(10, peer_id=to_b), "b has answered for what is on offer")
         hubs.close(a)
-    assert len(b.host.store.after(0, 100)) == 2  # two of one round on one task are two
-    assert len(inbox.indices()) == 2
+    wait_for(lambda: len(inbox.indices()) >= 2, "both are verified")
+    assert len(inbox.indices()) == len(b.host.store.after(0, 100)) == 2  # two of one round on one task are two
 
 
 def test_what_was_not_taken_before_a_kill_is_delivered_after_it_and_nothing_twice(hubs, scored, tmp_path):
@@ -254,7 +255,7 @@ def test_rejected_groups_are_marked_counted_and_never_delivered(hubs, scored):
     inbox.wait([9])
     wait_for(lambda: a.counts().get("groups/rejected_external_scorer_failed") == 3, "three rejections")
     assert inbox.indices() == [9]
-    assert a.host.store.stats().groups == 1  # rejected ones are not handed on either
+    wait_for(lambda: a.host.store.stats().groups == 1, "rejected ones are not handed on either")
     assert a.host.scores.score(b.identity("b").node_id) < 0
 
 
@@ -282,7 +283,7 @@ def test_another_catalog_is_no_lie(hubs, scored):
     a = hubs.make("a", catalog_digests=["cd" * 32])
     b = hubs.make("b", peers=[a])
     b.connect("b").publish([of_dataset(scored((0, 1), "b", index), "other") for index in range(20)])
-    wait_for(lambda: a.counts().get("groups/rejected_external_unknown_task", 0) >= 1, "a rejection")
+    wait_for(lambda: a.counts().get("groups/rejected_external_unknown_task") == 20, "all rejections")
     assert a.host.scores.score(b.identity("b").node_id) >= 0
 
 
@@ -408,6 +409,7 @@ def test_verification_keeps_to_its_share_of_a_core(hubs, scored):
     b.connect("b").publish([scored((0, 1), "b", index) for index in range(30)])
     wait_for(lambda: a.host.store.stats().groups == 30, "all has arrived")
     wait_for(lambda: a.counts()["groups/verified_external"] >= 8, "the burst is used up")
+    time.sleep(1.0)  # without a share, all would be done by now
     # 8 s of work may be done at once, then one group every four seconds.
     assert a.counts()["groups/verified_external"] < 20
 

@@ -719,6 +719,9 @@ def test_draining_turns_health_off_refuses_what_is_new_and_finishes_what_is_unde
             await served.server.set_ready(True)  # too late
             assert await health(served) == "NOT_SERVING"
             assert not held.task.done()
+            held.release.set()
+            finished = await refusal(held.task)  # answered, not broken off, though its groups come too late
+            assert finished.detail is not None and finished.detail.reason is WireReason.DRAINING
 
     run(test)
 

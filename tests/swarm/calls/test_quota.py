@@ -45,12 +45,6 @@ def test_made_up_keys_do_not_fill_the_memory():
     assert bucket.wait_s(str(MAX_KEYS + 99), 1.0) == 1.0  # the latest is remembered
 
 
-def test_the_open_quotas_are_those_of_the_contract():
-    assert (OPEN_QUOTAS.groups_per_s, OPEN_QUOTAS.burst_groups) == (4, 64)
-    assert (OPEN_QUOTAS.bytes_per_s, OPEN_QUOTAS.burst_bytes) == (2**20, 8 * 2**20)
-    assert (OPEN_QUOTAS.prefix_factor, OPEN_QUOTAS.soft_group_bytes) == (4, 256 * 1024)
-
-
 @pytest.mark.parametrize(
     ("size_bytes", "count", "limit"),
     [

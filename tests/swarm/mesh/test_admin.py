@@ -128,7 +128,7 @@ def test_the_operator_sees_bans_and_unbans(hubs, scored, tmp_path):
         assert [p.state for p in client.status().peers if p.node_id == b_id] == [PeerState.BANNED]
         b.connect("b").publish([scored((0, 1), "b", 4, round=1)])
         wait_for(lambda: not b.host.links.ready(), "b is refused and stays away")
-        assert len(a.external_publishers()) == 1
+        assert a.external_publishers() == {b_id: 1}
         client.unban(b_id)
         client.unban(b_id)
         assert not a.host.scores.is_banned(b_id)
@@ -157,9 +157,10 @@ def test_t20_only_the_owner_can_open_the_socket(hubs, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["GetStatus", "Drain", "BanPeer", "UnbanPeer"])
-def test_t20_admin_verbs_on_the_public_port_are_refused(hubs, verb):
+def test_t20_admin_verbs_on_the_public_port_are_refused(hubs, tmp_path, verb):
     asked = threading.Event()
-    hub = hubs.make("a", trust=Trust(mode=TrustMode.INSECURE_LOOPBACK), on_drain=asked.set)
+    trust = Trust(mode=TrustMode.INSECURE_LOOPBACK)
+    hub = hubs.make("a", directory=tmp_path, trust=trust, on_drain=asked.set)
     with grpc.insecure_channel(hub.host.addresses[0]) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(f"/{SERVICE}/{verb}")(b"", timeout=10.0)
