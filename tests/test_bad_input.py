@@ -99,7 +99,7 @@ def test_an_address_in_use(tmp_path: Path, command: str, flag: str) -> None:
         before = content_of(member(command, tmp_path))
         outcome = call(command, tmp_path, f"{flag}={address}")
     if flag == "--listen":
-        fails(outcome, 1, address, "address already in use")
+        fails(outcome, 1, f"error: cannot listen on {address}: address already in use\n")
     else:
         fails(outcome, 2, address, "in use")
     after = content_of(tmp_path / SWARM_DIRECTORY)

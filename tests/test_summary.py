@@ -46,7 +46,8 @@ def test_before_and_after_are_those_of_the_swarm(tmp_path: Path) -> None:
 
 def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
     text = describe(_workdir(tmp_path, _evaluation(0, None, 0.25)), 3, 20, [])
-    assert text.startswith("3 of 20 rounds done.\n") and "go on after round 3, which is saved" in text
+    assert text.startswith("3 of 20 rounds done.\n") and "the same command again" in text
+    assert "go on after round 3, which is saved" in text
     assert "gain of" not in text  # one evaluation has nothing to be compared with
 
 

@@ -25,7 +25,7 @@ from sapo_jax.workdir import METRICS_FILE
 from scripts.faults.figures import ROOT, Figure, Setting
 from scripts.faults.host_process import HostProcess, wait_until
 from scripts.faults.peer_watch import PeerWatch
-from scripts.faults.process_samples import PROC, descendants
+from scripts.faults.process_samples import started_by, still_there
 
 HOSTS = 8
 KILLS = 6
@@ -116,8 +116,8 @@ def measure_swarm(setting: Setting, *, hosts: int, kills: int, window_s: float) 
             host.ask_to_stop()
         for host in swarm:
             host.stop()
-        wait_until(lambda: not _still_there(below), ORPHANS_S)
-        orphans = len(_still_there(below))
+        wait_until(lambda: not still_there(below), ORPHANS_S)
+        orphans = len(still_there(below))
     finally:
         for host in swarm:
             host.end()
@@ -305,18 +305,5 @@ def _external(rounds: Sequence[Record], after_round: int) -> bool:
 
 
 def _processes_below(hosts: Sequence[HostProcess]) -> set[tuple[int, str]]:
-    """Returns the processes that hosts have started, each with the time of its start: ids are used again."""
-    pids = [pid for host in hosts if host.pid is not None for pid in descendants(host.pid)]
-    return {(pid, began) for pid in pids if (began := _began(pid)) is not None}
-
-
-def _still_there(processes: set[tuple[int, str]]) -> set[tuple[int, str]]:
-    return {(pid, began) for pid, began in processes if _began(pid) == began}
-
-
-def _began(pid: int) -> str | None:
-    try:
-        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] == "Z" else fields[19]
+    """Returns the processes that hosts have started."""
+    return set().union(*(started_by(host.pid) for host in hosts if host.pid is not None))

@@ -92,6 +92,25 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def began(pid: int) -> str | None:
+    """Returns when a process started, in clock ticks, which tells two of one id apart; None if it has ended."""
+    try:
+        stat = _stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if stat[0] == "Z" else stat[19]
+
+
+def started_by(pid: int) -> set[tuple[int, str]]:
+    """Returns the processes below `pid`, at any depth, each with the time of its start: ids are used again."""
+    return {(child, start) for child in descendants(pid) if (start := began(child)) is not None}
+
+
+def still_there(processes: set[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Returns those of `started_by` that have not ended."""
+    return {(pid, start) for pid, start in processes if began(pid) == start}
+
+
 def cpu_s(pid: int) -> float:
     """Returns the CPU time in seconds that a process has used, without its children."""
     return sum(map(int, _stat(pid)[11:13])) / os.sysconf("SC_CLK_TCK")

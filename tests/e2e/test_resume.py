@@ -139,6 +139,7 @@ def test_any_other_difference_is_refused(whole: Path) -> None:
     saved = sorted(path.name for path in (whole / CHECKPOINTS).iterdir())
     outcome = call("main", *tiny(whole, *OVERRIDES, "--config.learner.learning_rate=0.001", "--config.rounds=70"))
     assert outcome.code == 2 and outcome.err.count("\n") == 2
+    assert f"workdir {whole}" in outcome.err
     assert "config.learner.learning_rate: 0.003 there, 0.001 here" in outcome.err
     assert {path: path.read_bytes() for path in before} == before
     assert sorted(path.name for path in (whole / CHECKPOINTS).iterdir()) == saved

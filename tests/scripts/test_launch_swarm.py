@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from sapo_jax.metrics import Record
-from scripts.faults import churn
 from scripts.faults.host_process import wait_until
-from scripts.faults.process_samples import descendants
+from scripts.faults.process_samples import started_by, still_there
 from tests.e2e.runs import ROOT, SMALL
 
 SCRIPT = ROOT / "scripts" / "launch_swarm.py"
@@ -124,7 +123,7 @@ def test_ctrl_c_stops_all_hosts_and_the_same_command_resumes_them(tmp_path: Path
             while not all(path.exists() and until in path.read_text() for path in logs):
                 assert time.monotonic() < deadline_s and process.poll() is None, [p.read_text() for p in logs]
                 time.sleep(0.1)
-            below = {(pid, churn._began(pid) or "") for pid in descendants(process.pid)}
+            below = started_by(process.pid)
             process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=240)
         finally:
@@ -132,7 +131,7 @@ def test_ctrl_c_stops_all_hosts_and_the_same_command_resumes_them(tmp_path: Path
             process.communicate()
         assert process.returncode == 0, out
         assert len(below) >= 2 * 2, "hosts and their scorers"
-        assert wait_until(lambda: not churn._still_there(below), 10.0), below
+        assert wait_until(lambda: not still_there(below), 10.0), below
         return out
 
     out = run("held-out after 0 rounds", rounds)

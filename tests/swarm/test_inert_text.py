@@ -104,12 +104,13 @@ def test_t16_what_a_publisher_calls_its_model_is_shown_nowhere(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     a = hubs.make("a")
-    hostile = GeneratorInfo(model_name=SAMPLES["ansi color"], tokenizer_name=SAMPLES["html"])
+    hostile = GeneratorInfo(model_name=SAMPLES["ansi color"] + SAMPLES["ansi title"], tokenizer_name=SAMPLES["html"])
     b = hubs.make("b", peers=[a], generator=hostile)
     b.connect("b").publish([scored((0, 1), "b", 1)])
     Collected(a.connect("a")).wait([1])
     for text in (describe(a.status()), caplog.text):
-        assert "[31m" not in text and "<script" not in text and "\x1b" not in text
+        # "red" is no word to look for: random node ids may spell it.
+        assert not any(part in text for part in ("[31m", "owned", "<script", "\x1b"))
 
 
 def test_t16_the_report_escapes_what_it_did_not_write(tmp_path: Path) -> None:

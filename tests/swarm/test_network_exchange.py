@@ -91,12 +91,15 @@ def test_publish_and_pull_are_instant_with_all_peers_dead_or_silent(hubs, scored
         hub = hubs.make("a", peers=peers, trust=trust)
         exchange = hub.connect("a")
         took_s: list[float] = []
+        slowest_s = 0.0
         for index in range(50):
-            begin_s = time.monotonic()
+            begin_s, cpu_begin_s = time.monotonic(), time.thread_time()
             exchange.publish([scored((0, 1), "a", index, round=index)])
             assert exchange.pull() == []
             took_s.append(time.monotonic() - begin_s)
-        assert sorted(took_s)[25] < 0.2  # the median: a busy machine holds up a few
+            slowest_s = max(slowest_s, time.thread_time() - cpu_begin_s)
+        assert slowest_s < 0.2  # CPU time, so that a busy machine does not matter
+        assert sorted(took_s)[25] < 0.2  # nor do they wait; the median, for the same reason
         wait_for(lambda: "1 tried" in headline(hub.status()) or "2 tried" in headline(hub.status()), "a failed dial")
         assert headline(hub.status()).startswith("alone: no peer reachable")
 

@@ -139,7 +139,7 @@ def test_a_batch_larger_than_any_buffer_comes_back_in_order(pool: ScoringPool):
 
 
 def test_t5_a_slow_completion_costs_its_rollout_and_nothing_else(pool: ScoringPool):
-    kills = pool.kills
+    kills, busy_s = pool.kills, pool.busy_s("external")
     batch = honest(6)
     batch[2] = rollout(CUBE.ref, tagged("R"), BOMB, tagged("R"))
     found = pool.verify(batch, lane="external")
@@ -147,6 +147,7 @@ def test_t5_a_slow_completion_costs_its_rollout_and_nothing_else(pool: ScoringPo
     assert isinstance(found[2], Rejection) and "completion_budget_s" in found[2].detail
     assert [v.scores[0] for v in found if isinstance(v, ScoredRollout)] == [1.0] * 5
     assert pool.kills == kills + 1
+    assert COMPLETION_BUDGET_S <= pool.busy_s("external") - busy_s
 
 
 def test_the_time_of_scorers_that_were_not_lost_is_counted(pool: ScoringPool):

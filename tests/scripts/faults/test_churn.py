@@ -12,6 +12,7 @@ import pytest
 from scripts.faults import churn
 from scripts.faults.churn import Kill, figures, victims
 from scripts.faults.figures import Figure, Setting
+from scripts.faults.process_samples import began, still_there
 
 
 def _kill(**changes: object) -> Kill:
@@ -69,14 +70,14 @@ def test_every_kill_meets_another_host_and_the_first_one_soon() -> None:
 def test_a_process_that_is_left_behind_is_counted_and_a_dead_one_is_not() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        processes = {(child.pid, churn._began(child.pid) or ""), (child.pid, "earlier, with the same id")}
-        assert churn._still_there(processes) == {(child.pid, churn._began(child.pid))}
+        processes = {(child.pid, began(child.pid) or ""), (child.pid, "earlier, with the same id")}
+        assert still_there(processes) == {(child.pid, began(child.pid))}
     finally:
         child.kill()
         assert child.stdin is not None
         child.stdin.close()
         child.wait()
-    assert churn._still_there(processes) == set()
+    assert still_there(processes) == set()
 
 
 @pytest.mark.slow
